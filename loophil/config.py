@@ -1,0 +1,189 @@
+"""The settings: one frozen model read from flags, `LOOPHIL_*` variables and defaults, in that order of precedence.
+
+    python app.py --run watercolour --rewards clip_score=1,jpeg=0.2 --learn.learning-rate 1e-3
+    LOOPHIL_RUNS=/data/runs LOOPHIL_REWARDS=clip_score=1 LOOPHIL_LEARN__BETA=0.5 python app.py
+
+Every knob has one sentence with its unit and its neutral value. Nothing here imports torch.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from loophil.errors import ConfigError
+
+PREFIX = "LOOPHIL_"
+RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A group of knobs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Draw(Section):
+    """How groups are drawn."""
+
+    num_images_per_prompt: int = Field(4, ge=2, le=8, description="Images of one prompt shown together, k in the formulae; 4 is LOOP's design point.")
+    num_inference_steps: int = Field(12, ge=2, le=100, description="Denoising steps; more is finer and slower.")
+    guidance_scale: float = Field(3.0, ge=1, le=20, description="Classifier-free guidance; 1 = none.")
+    eta: float = Field(1.0, ge=0, le=1, description="DDIM's noise; LOOP needs eta > 0, 1 is as much as DDPM.")
+    negative_prompt: str = Field("", max_length=1000, description="What not to draw; empty = nothing.")
+    prompts: str = Field("world", description="A list of prompts: a name in data/prompts or a text file with one prompt a line; wildcards allowed.")
+
+
+class Lora(Section):
+    """The adapter."""
+
+    rank: int = Field(16, ge=1, le=256, description="Rank of the LoRA matrices.")
+    alpha: float = Field(32.0, gt=0, description="LoRA scale: weights act with alpha / rank.")
+    targets: str = Field("to_q,to_k,to_v,to_out.0", description="Module name endings that get a LoRA, comma-separated.")
+
+
+class Learn(Section):
+    """What an update does."""
+
+    objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW step size.")
+    clip_nats: float = Field(1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D).")
+    dropout_nats: float = Field(8.0, gt=0, description="Transitions whose log-ratio is further from 0 than this many nats per step are left out.")
+    kl_cap_nats: float = Field(4.0, gt=0, description="An update stops once its approximate KL passes this many nats per step.")
+    timestep_fraction: float = Field(0.5, gt=0, le=1, description="Share of the denoising steps that LOOP trains, the early, noisy ones first.")
+    trajectory_passes: int = Field(1, ge=0, le=16, description="Optimizer steps of the trajectory objective in one update; 0 = none.")
+    forward_passes: int = Field(4, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
+    forward_batch: int = Field(32, ge=4, le=1024, description="Noised images in one forward-process step.")
+    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far the optimum moves for one rating is 1 / beta.")
+    max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
+    advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
+    micro_batch: int = Field(8, ge=1, le=256, description="Images in one forward and backward; smaller needs less memory, the gradient is the same.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Moving average of the published adapter; 0 = off, the ratio is then 1 at the first step.")
+    human_weight: float = Field(1.0, ge=0, description="Weight of the people's ratings in the advantage; 0 = reward models alone.")
+
+
+class LoopKnobs(Section):
+    """What the worker does when."""
+
+    prefetch: int = Field(4, ge=1, le=16, description="Groups kept ready ahead of the person.")
+    auto_rounds_per_rating: float = Field(0.0, ge=0, le=16, description="Automatic rounds with the reward models for each rated group; 0 = none.")
+    threaded: bool = Field(True, description="Work in a background thread; off = inside the call, for Spaces without a resident GPU.")
+
+
+class Settings(BaseSettings):
+    """All knobs. `Settings.read(argv)` is the way in; it raises ConfigError with every fault in one message."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+    )
+
+    model: str = Field("embedded", description="The base: 'embedded', a Hub id, or a folder in diffusers' format.")
+    revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
+    run: str | None = Field(None, pattern=RUN_NAME, description="Name of the run; empty = the one opened last, else 'first'.")
+    runs: Path = Field(default_factory=lambda: user_data_path("loophil", False) / "runs", description="The folder that holds all runs.")
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback is public.")
+    port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 = any free one.")
+    public: bool = Field(False, description="Let everybody who can reach the page rate and change the run.")
+    auth: str = Field("", description="Sign-in for a public page: name:password pairs, comma-separated; empty = none.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the run: prompts, noise and updates follow from it.")
+    rewards: Annotated[dict[str, float], NoDecode] = Field(default_factory=dict, description="Reward models and weights: name=weight, comma-separated; empty = ratings alone.")
+    draw: Draw = Draw()
+    lora: Lora = Lora()
+    learn: Learn = Learn()
+    loop: LoopKnobs = LoopKnobs()
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _parse_rewards(cls, given: Any) -> Any:
+        """`clip_score=1,jpeg=0.2` -> {"clip_score": 1.0, "jpeg": 0.2}."""
+        if not isinstance(given, str):
+            return given
+        parsed = {}
+        for part in filter(None, (p.strip() for p in given.split(","))):
+            name, equals, weight = part.rpartition("=")
+            if not equals or not name:
+                raise ValueError(f"'{part}' is not name=weight, as in clip_score=1,jpeg=0.2")
+            parsed[name.strip()] = weight
+        return parsed
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        faults = []
+        if any(weight < 0 for weight in self.rewards.values()):
+            faults.append("reward weights must be 0 or more")
+        if self.learn.trajectory_passes == 0 and self.learn.forward_passes == 0:
+            faults.append("learn.trajectory-passes and learn.forward-passes are both 0: nothing would ever be learned")
+        if self.draw.eta == 0 and self.learn.trajectory_passes > 0:
+            faults.append("draw.eta 0 has no randomness to learn from: use eta 1 or learn.trajectory-passes 0")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @classmethod
+    def read(cls, argv: list[str] | None = None, **given: Any) -> "Settings":
+        """Settings from flags (None = no flags), then the environment. `--help` prints the knobs and exits."""
+        faults = _unknown_variables(cls)
+        try:
+            if argv is None:
+                settings = cls(**given)
+            else:
+                source: CliSettingsSource[Any] = CliSettingsSource(
+                    cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=True, cli_implicit_flags=True, cli_prog_name="app.py"
+                )
+                settings = cls(_cli_settings_source=source, **given)  # type: ignore[call-arg]
+        except ValidationError as error:
+            faults += [_sentence(fault) for fault in error.errors()]
+        if faults:
+            raise ConfigError("; ".join(faults) + ".")
+        return settings
+
+
+def _sentence(fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    what = fault["msg"].removeprefix("Value error, ")
+    return f"{where} = {fault['input']!r}: {what}" if where else what
+
+
+def _unknown_variables(settings: type[Settings]) -> list[str]:
+    """`LOOPHIL_` names in the environment that are no knob: a typo must not pass silently."""
+    known = set()
+    for name, info in settings.model_fields.items():
+        section = info.annotation
+        known.add(f"{PREFIX}{name}".upper())
+        if isinstance(section, type) and issubclass(section, Section):
+            known |= {f"{PREFIX}{name}__{knob}".upper() for knob in section.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    return [f"{name} is not a setting; `python app.py --help` lists them" for name in unknown]
+
+
+def knobs() -> list[tuple[str, str, str]]:
+    """[(flag, default, sentence)] of every knob, for the README and its test."""
+    rows = []
+    for name, info in Settings.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            rows += [(f"--{name}.{k}".replace("_", "-"), str(f.default), f.description or "") for k, f in section.model_fields.items()]
+        else:
+            rows.append((f"--{name}".replace("_", "-"), "" if info.default_factory else str(info.default or ""), info.description or ""))
+    return rows
+
+
+def is_public(settings: Settings) -> bool:
+    """Whether strangers may reach the page: another host than loopback, or a Space."""
+    return settings.host not in ("127.0.0.1", "localhost", "::1") or "SPACE_ID" in os.environ
+
+
+if __name__ == "__main__":
+    print(Settings.read(sys.argv[1:]).model_dump_json(indent=1))
