@@ -1,0 +1,65 @@
+"""What every test stands on: nothing outside its temporary folder is touched, no network, one torch thread, a browser that is really there.
+
+Not a place for fakes of LoopHIL's own parts: those live beside the tests that use them.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or gradio. `make test` runs one process per core, so each gets one thread, and none spins at a barrier.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home folder of its own and none of the caller's settings, for the whole session and every child process."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.upper().startswith(("LOOPHIL_", "SPACE_", "XDG_", "GRADIO_SERVER"))]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        patch.setenv("LOOPHIL_RUNS", str(home / "runs"))
+        patch.setenv("GRADIO_TEMP_DIR", str(home / "gradio"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own runs folder, also in LOOPHIL_RUNS; not there yet."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("LOOPHIL_RUNS", str(folder))
+    return folder
+
+
+def find_chromium() -> str:
+    """The path of a Chromium. Where there is none: a failure under CI, a skip with its reason elsewhere."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    missing = f"no browser: install one of {', '.join(BROWSERS[:3])}"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """For playwright: `launch(executable_path=chromium, args=["--no-sandbox"])`; as root Chromium starts only without its sandbox."""
+    return find_chromium()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
