@@ -1,0 +1,292 @@
+"""One denoising step as a Gaussian that is drawn from or scored: the policy of LOOP. DDIM here; flow matching takes the same seam.
+
+A schedule says what it knows of its process (`Schedule`); `step_with_log_prob` is the one place where a step is drawn, and where it is scored
+again, so that the ratio of an unchanged policy is exactly 1. It is not diffusers' scheduler, whose step has no density and does its arithmetic in
+half precision; it equals it in float32, and needs nothing but the scheduler's config, so that nothing here imports diffusers.
+
+B images, T denoising steps, latents (B, C, H, W), D = C*H*W. Arithmetic is in float32 whatever comes in; latents leave in the dtype they had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from loophil.errors import ConfigError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+class Schedule(Protocol):
+    """What a noise process must say of itself. `timesteps` (B,) or one for all; `num_inference_steps` T sets how far a step goes."""
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the first latents."""
+
+    def timesteps(self, num_inference_steps: int) -> Tensor:
+        """The (T,) timesteps of a rollout, noisiest first."""
+
+    def std(self, timesteps: Tensor | int, *, num_inference_steps: int, eta: float) -> Tensor:
+        """sigma_t (B,): standard deviation of the noise that the step at `timesteps` adds; float32."""
+
+    def mean(self, model_output: Tensor, timesteps: Tensor | int, latents: Tensor, *, num_inference_steps: int, eta: float) -> Tensor:
+        """mu_t (B, C, H, W): where the step goes without its noise; float32, differentiable in `model_output`."""
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_t (B, C, H, W): clean latents noised to `timesteps`."""
+
+    def velocity(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """v (B, C, H, W): what a velocity model should predict at that x_t."""
+
+    def to_velocity(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """v (B, C, H, W): the model's prediction, of whatever type, as a velocity."""
+
+
+def step_with_log_prob(
+    schedule: Schedule,
+    model_output: Tensor,
+    timestep: Tensor | int,
+    latents: Tensor,
+    *,
+    num_inference_steps: int,
+    eta: float,
+    noise: Tensor | None = None,
+    generator: Generator | list[Generator] | None = None,
+    prev_sample: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x_{t-1} ~ N(mu_t, sigma_t^2), drawn, or scored where `prev_sample` is given -> (x_{t-1} (B, C, H, W), log_prob (B,)).
+
+        log_prob = 1/D * log N(x_{t-1}; mu_t, sigma_t^2 I)      the MEAN over the latent's D dimensions (DDPO's and Flow-GRPO's convention)
+
+    The latent is rounded to `latents.dtype` before it is scored, so a stored one scores the same. Where sigma_t = 0 there is no density:
+    log_prob is 0, without gradient; `trainable` says where.
+
+    model_output   (B, C, H, W)  with guidance; whatever type the schedule predicts
+    timestep       one for all, or (B,): a replay mixes steps
+    latents        (B, C, H, W)  x_t
+    noise          (B, C, H, W)  instead of drawing it
+    generator      one, or one per image; drawn from only if eta > 0, as diffusers does
+    prev_sample    (B, C, H, W)  the stored x_{t-1}: score it, draw nothing
+    """
+    mean = schedule.mean(model_output, timestep, latents, num_inference_steps=num_inference_steps, eta=eta)
+    std = _per_image(schedule.std(timestep, num_inference_steps=num_inference_steps, eta=eta), latents)
+    if prev_sample is None:
+        if eta > 0 and noise is None:
+            noise = randn(latents.shape, generator, latents.device, model_output.dtype)
+        prev_sample = (mean if noise is None else mean + std * noise).to(latents.dtype)
+    x = prev_sample.detach().float()
+    sigma = torch.where(std > 0, std, 1.0)  # 0 would give NaN, and NaN * 0 in the gradient
+    log_density = -0.5 * ((x - mean) / sigma) ** 2 - sigma.log() - 0.5 * math.log(2 * math.pi)
+    return prev_sample, torch.where(std > 0, log_density, 0.0).flatten(1).mean(1)
+
+
+def trainable(schedule: Schedule, num_inference_steps: int, eta: float) -> Tensor:
+    """Which steps have a density, (T,) bool: sigma_t > 0. The others are drawn, never trained."""
+    return schedule.std(schedule.timesteps(num_inference_steps), num_inference_steps=num_inference_steps, eta=eta) > 0
+
+
+def randn(shape: torch.Size | tuple[int, ...], generator: Generator | list[Generator] | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Standard normal noise, drawn in the order of diffusers' `randn_tensor`: on the generator's device, image by image where there are several."""
+    generators = generator if isinstance(generator, list) else [generator]
+    each = (shape[0] // len(generators), *shape[1:])
+    return torch.cat([torch.randn(each, generator=g, device=g.device if g else device, dtype=dtype) for g in generators]).to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class DDIM:
+    """DDIM, arXiv 2010.02502, from the config of a diffusers scheduler; with a = alphas_cumprod:
+
+        x_t       = sqrt(a_t) x_0 + sqrt(1 - a_t) eps
+        sigma_t   = eta sqrt((1 - a_prev) / (1 - a_t)) sqrt(1 - a_t / a_prev)                                                          (16)
+        x_{t-1}   = sqrt(a_prev) x_0(x_t) + sqrt(1 - a_prev - sigma_t^2) eps(x_t) + sigma_t z                                           (12)
+        v         = sqrt(a_t) eps - sqrt(1 - a_t) x_0                                                                      (arXiv 2202.00512)
+
+    alphas_cumprod        (num_train_timesteps,) float32
+    final_alpha_cumprod   a_prev of the last step: 1 (`set_alpha_to_one`) or alphas_cumprod[0]
+    clip_sample_range     x_0(x_t) is clamped to +- this while drawing; infinite = not
+    """
+
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: float
+    prediction_type: str
+    timestep_spacing: str
+    steps_offset: int
+    clip_sample_range: float
+    init_noise_sigma: float = 1.0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DDIM:
+        """The schedule that `DDIMScheduler.from_config(config)` would be; names the config lacks have diffusers' defaults.
+
+        Raises ConfigError, naming all faults, where the config asks for what has no density or is not known.
+        """
+        config = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
+        if faults := _faults(config):
+            raise ConfigError(f"This scheduler cannot be used: {'; '.join(faults)}. Change scheduler/scheduler_config.json of the base model.")
+        alphas_cumprod = torch.cumprod(1.0 - _betas(config), dim=0)
+        return cls(
+            alphas_cumprod=alphas_cumprod,
+            final_alpha_cumprod=1.0 if config["set_alpha_to_one"] else float(alphas_cumprod[0]),
+            prediction_type=config["prediction_type"],
+            timestep_spacing=config["timestep_spacing"],
+            steps_offset=config["steps_offset"],
+            clip_sample_range=config["clip_sample_range"] if config["clip_sample"] else math.inf,
+        )
+
+    def timesteps(self, num_inference_steps: int) -> Tensor:
+        """The (T,) int64 timesteps of a rollout, noisiest first. ConfigError where the base has not so many."""
+        N, T = len(self.alphas_cumprod), num_inference_steps
+        if 1 <= T <= N:
+            steps = SPACINGS[self.timestep_spacing](N, T, self.steps_offset)
+            if steps.min() >= 0 and steps.max() < N:
+                return torch.from_numpy(steps)
+        raise ConfigError(f"{T} denoising steps are impossible: this base was trained with {N}. Choose fewer, at least 1.")
+
+    def std(self, timesteps: Tensor | int, *, num_inference_steps: int, eta: float) -> Tensor:
+        """sigma_t of (16), (B,)."""
+        a_t, a_prev = self._alphas(timesteps, num_inference_steps)
+        return eta * ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)).sqrt()
+
+    def mean(self, model_output: Tensor, timesteps: Tensor | int, latents: Tensor, *, num_inference_steps: int, eta: float) -> Tensor:
+        """(12) without its noise, (B, C, H, W)."""
+        _, a_prev = self._alphas(timesteps, num_inference_steps)
+        sigma = self.std(timesteps, num_inference_steps=num_inference_steps, eta=eta)
+        x0, eps = self.denoise(model_output, latents, timesteps)
+        x0 = x0.clamp(-self.clip_sample_range, self.clip_sample_range)
+        direction = (1 - a_prev - sigma**2).clamp(min=0).sqrt()  # rounding takes it just below 0 where a_t = 0
+        return _per_image(a_prev.sqrt(), latents) * x0 + _per_image(direction, latents) * eps
+
+    def denoise(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
+        """The model's prediction, of whatever type, as (x_0, eps), each (B, C, H, W)."""
+        x_t, out = latents.float(), model_output.float()
+        a, b = self._signal_and_noise(timesteps, latents)
+        if self.prediction_type == "epsilon":
+            return (x_t - b * out) / a, out
+        if self.prediction_type == "sample":
+            return out, (x_t - a * out) / b
+        return a * x_t - b * out, a * out + b * x_t
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, (B, C, H, W) in float32."""
+        a, b = self._signal_and_noise(timesteps, x0)
+        return a * x0.float() + b * noise.float()
+
+    def velocity(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """v = sqrt(a_t) eps - sqrt(1 - a_t) x_0, (B, C, H, W) in float32."""
+        a, b = self._signal_and_noise(timesteps, x0)
+        return a * noise.float() - b * x0.float()
+
+    def to_velocity(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """The model's prediction, of whatever type, as v, (B, C, H, W) in float32."""
+        return (
+            model_output.float()
+            if self.prediction_type == "v_prediction"
+            else self.velocity(*self.denoise(model_output, latents, timesteps), timesteps)
+        )
+
+    def _alphas(self, timesteps: Tensor | int, num_inference_steps: int) -> tuple[Tensor, Tensor]:
+        """(a_t, a_prev), each (B,) or (); as in diffusers, a step goes back by N // T whatever the spacing."""
+        t = torch.as_tensor(timesteps)
+        alphas_cumprod = self.alphas_cumprod.to(t.device)
+        prev = t - len(alphas_cumprod) // num_inference_steps
+        return alphas_cumprod[t], torch.where(prev >= 0, alphas_cumprod[prev.clamp(min=0)], self.final_alpha_cumprod)
+
+    def _signal_and_noise(self, timesteps: Tensor | int, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(sqrt(a_t), sqrt(1 - a_t)), shaped to multiply latents."""
+        t = torch.as_tensor(timesteps)
+        a_t = self.alphas_cumprod.to(t.device)[t]
+        return _per_image(a_t.sqrt(), latents), _per_image((1 - a_t).sqrt(), latents)
+
+
+DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "clip_sample_range": 1.0,
+    "timestep_spacing": "leading",
+    "rescale_betas_zero_snr": False,
+}
+
+
+def _linspace(N: int, T: int, offset: int) -> NDArray[np.int64]:
+    return np.linspace(0, N - 1, T).round()[::-1].astype(np.int64)
+
+
+def _leading(N: int, T: int, offset: int) -> NDArray[np.int64]:
+    return np.arange(T, dtype=np.int64)[::-1] * (N // T) + offset
+
+
+def _trailing(N: int, T: int, offset: int) -> NDArray[np.int64]:
+    return np.arange(N, 0, -N / T)[:T].round().astype(np.int64) - 1  # [:T]: rounding adds a timestep of -1 for some T, 61 among them
+
+
+# Source: arXiv 2305.08891, table 2.
+SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace}
+
+
+def _per_image(coefficient: Tensor, latents: Tensor) -> Tensor:
+    """(B,) or () -> (B, 1, 1, 1) or (1, 1, 1, 1) on the latents' device, to multiply them."""
+    return coefficient.to(latents.device).reshape(-1, *[1] * (latents.ndim - 1))
+
+
+def _faults(config: Mapping[str, Any]) -> list[str]:
+    """What of a config cannot be used, a clause each."""
+    faults = [
+        f"{name} '{config[name]}' is not one of {', '.join(known)}"
+        for name, known in (("prediction_type", PREDICTION_TYPES), ("timestep_spacing", tuple(SPACINGS)), ("beta_schedule", tuple(BETAS)))
+        if config[name] not in known
+    ]
+    if config["thresholding"]:
+        faults.append("thresholding moves each pixel by the others, so a step has no simple density")
+    if config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon":
+        faults.append("rescale_betas_zero_snr needs v_prediction or sample: at zero signal the noise says nothing of the picture")
+    return faults
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    """beta_t, (num_train_timesteps,) float32."""
+    if config["trained_betas"] is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    else:
+        betas = BETAS[config["beta_schedule"]](config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+    return _zero_terminal_snr(betas) if config["rescale_betas_zero_snr"] else betas
+
+
+def _linear(start: float, end: float, n: int) -> Tensor:
+    return torch.linspace(start, end, n, dtype=torch.float32)
+
+
+def _scaled_linear(start: float, end: float, n: int) -> Tensor:
+    return _linear(start**0.5, end**0.5, n) ** 2
+
+
+def _cosine(start: float, end: float, n: int) -> Tensor:
+    """a(t) = cos^2((t + 0.008) / 1.008 * pi / 2), beta at most 0.999. Source: Nichol and Dhariwal 2021, arXiv 2102.09672."""
+    a = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+    return torch.tensor([min(1 - a[i + 1] / a[i], 0.999) for i in range(n)], dtype=torch.float32)
+
+
+BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine}
+
+
+def _zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Shift and scale sqrt(alphas_cumprod) so that it ends at 0 and begins where it did. Source: arXiv 2305.08891, algorithm 1."""
+    root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alphas_cumprod = root**2
+    return 1 - torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
