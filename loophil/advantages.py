@@ -39,14 +39,14 @@ class Moments:
     squares: float = 0.0  # sum of squared deviations from the mean
 
     def add(self, rewards: ArrayLike) -> Moments:
-        """The moments with (k,) more rewards; the unrated do not count. Source: Chan, Golub, LeVeque 1979."""
-        rewards = np.asarray(rewards, dtype=np.float64)
-        rated = rewards[np.isfinite(rewards)]
-        if not rated.size:
-            return self
-        count, shift = self.count + rated.size, float(rated.mean()) - self.mean
-        squares = float(((rated - rated.mean()) ** 2).sum()) + shift**2 * self.count * rated.size / count
-        return Moments(count, self.mean + shift * rated.size / count, self.squares + squares)
+        """The moments with (k,) more rewards; the unrated do not count. Source: Welford 1962, by which equal rewards have exactly no spread."""
+        count, mean, squares = self.count, self.mean, self.squares
+        for r in np.asarray(rewards, dtype=np.float64):
+            if np.isfinite(r):
+                count, shift = count + 1, r - mean
+                mean += shift / count
+                squares += shift * (r - mean)
+        return Moments(count, float(mean), float(squares))
 
     @property
     def std(self) -> float:
