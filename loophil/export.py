@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,9 +33,8 @@ from loophil.config import RUN_NAME
 from loophil.errors import InvalidInput
 
 STAGING = ".loophil-export"
-THUMBNAIL = 256  # ModelSpec's largest side
 LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+PUBLIC = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 KOHYA_BASES = {
     "stable-diffusion-v1": "sd_v1",
     "stable-diffusion-v2-512": "sd_v2",
@@ -99,8 +98,10 @@ def export(adapter: Adapter, format: str, to: Path, *, pictures: Sequence[Before
         raise InvalidInput(f"Unknown format {format!r}. Choose from: {', '.join(FORMATS)}.")
     _check(adapter)
     name = f"{adapter.run}-v{adapter.version}-{format}"
-    files = FORMATS[format](adapter, name, _modelspec(adapter, pictures)) | _images(pictures)
+    files = FORMATS[format](adapter, name, _modelspec(adapter, pictures))
     files["README.md"] = _card(adapter, format, name, pictures).encode()
+    for i, picture in enumerate(pictures):
+        files |= {f"images/base_{i}.png": _encode(picture.base, "PNG"), f"images/tuned_{i}.png": _encode(picture.tuned, "PNG")}
     with _staging(to) as stage:
         single = {} if format == "kohya" else {f"{name}.zip": _zip(files)}
         _write(stage / "folder", files)
@@ -139,9 +140,6 @@ def _check_weight(adapter: Adapter, key: str, weight: torch.Tensor) -> None:
         raise InvalidInput(f"{key!r} of version {adapter.version} is not finite: roll back to an earlier version.")
 
 
-# What stands in the files
-
-
 def _diffusers(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
     """`<component>.<module>.lora_A.weight`; alpha survives only by the header's lora_adapter_metadata."""
     tensors = {f"{adapter.component}.{key}": weight for key, weight in adapter.weights.items()}
@@ -153,18 +151,9 @@ def _diffusers(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
 def _peft(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
     """`base_model.model.<module>.lora_A.weight` and peft's adapter_config.json."""
     tensors = {f"base_model.model.{key}": weight for key, weight in adapter.weights.items()}
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "inference_mode": True,
-        "base_model_name_or_path": _public_name(adapter.base_model),
-        "revision": adapter.revision,
-        **_lora_config(adapter),
-    }
-    return {
-        "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
-        "adapter_model.safetensors": _safetensors(tensors, metadata),
-    }
+    base = {"base_model_name_or_path": _public(adapter.base_model), "revision": adapter.revision}
+    config = json.dumps({"peft_type": "LORA", "inference_mode": True, **base, **_lora_config(adapter)}, indent=2, sort_keys=True)
+    return {"adapter_config.json": config.encode(), "adapter_model.safetensors": _safetensors(tensors, metadata)}
 
 
 def _kohya(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
@@ -177,19 +166,15 @@ def _kohya(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
         kohya = f"lora_unet_{module.replace('.', '_')}"
         tensors[f"{kohya}.lora_{'down' if half == 'A' else 'up'}.weight"] = weight
         tensors[f"{kohya}.alpha"] = torch.tensor(float(adapter.alpha))
-    convolution = any(weight.ndim == 4 and weight.shape[2:] != (1, 1) for weight in adapter.weights.values())
-    network_args = {"conv_dim": str(adapter.rank), "conv_alpha": str(adapter.alpha)} if convolution else {}
     header = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": str(adapter.alpha),
-        "ss_network_args": json.dumps(network_args),
         "ss_base_model_version": KOHYA_BASES.get(adapter.architecture, adapter.architecture),
         "ss_v2": str("-v2" in adapter.architecture),
-        "ss_sd_model_name": _public_name(adapter.base_model),
+        "ss_sd_model_name": _public(adapter.base_model),
         "ss_output_name": name,
         "ss_resolution": f"({adapter.resolution}, {adapter.resolution})",
-        "ss_training_comment": metadata["modelspec.description"],
     }
     return {f"{name}.safetensors": _safetensors(tensors, {**metadata, **header})}
 
@@ -199,20 +184,12 @@ FORMATS: dict[str, Callable[[Adapter, str, dict[str, str]], Files]] = {"diffuser
 
 def _lora_config(adapter: Adapter) -> dict[str, object]:
     """The fields of peft's LoraConfig that matter; the rest is left to each release's defaults."""
-    return {
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "target_modules": sorted(adapter.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-    }
+    return {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": sorted(adapter.targets), "lora_dropout": 0.0, "bias": "none"}
 
 
 def _modelspec(adapter: Adapter, pictures: Sequence[BeforeAfter]) -> dict[str, str]:
     """The header of every format: ModelSpec 1.0.1 and LoopHIL's own facts. All values are strings."""
-    base = _public_name(adapter.base_model)
+    base = _public(adapter.base_model)
     facts = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{adapter.architecture}/lora",
@@ -221,21 +198,17 @@ def _modelspec(adapter: Adapter, pictures: Sequence[BeforeAfter]) -> dict[str, s
         "modelspec.resolution": f"{adapter.resolution}x{adapter.resolution}",
         "modelspec.description": f"LoRA for {base}, tuned with LoopHIL on {adapter.ratings} rated images.",
         "modelspec.license": adapter.licence,
-        "modelspec.tags": "text-to-image, lora, loophil",
         "loophil.base_model": base,
+        "loophil.revision": adapter.revision or "",
         "loophil.rank": str(adapter.rank),
         "loophil.alpha": str(adapter.alpha),
         "loophil.version": str(adapter.version),
         "loophil.ratings": str(adapter.ratings),
-        "loophil.run": adapter.run,
     }
-    if adapter.revision is not None:
-        facts["loophil.revision"] = adapter.revision
     if adapter.created is not None:
         facts["modelspec.date"] = datetime.fromtimestamp(adapter.created, UTC).isoformat(timespec="seconds")
     if adapter.trigger:
         facts["modelspec.trigger_phrase"] = adapter.trigger
-        facts["modelspec.usage_hint"] = f"Put '{adapter.trigger}' into the prompt."
     if pictures:
         facts["modelspec.thumbnail"] = _thumbnail(pictures[0].tuned)
     return facts
@@ -253,11 +226,6 @@ def _safetensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) 
     return len(header).to_bytes(8, "little") + header + data
 
 
-def _images(pictures: Sequence[BeforeAfter]) -> Files:
-    sides = [(f"images/{side}_{i}.png", image) for i, p in enumerate(pictures) for side, image in (("base", p.base), ("tuned", p.tuned))]
-    return {name: _encode(image, "PNG") for name, image in sides}
-
-
 def _encode(image: Image.Image, format: str) -> bytes:
     """The pixels alone: comments, EXIF and colour profiles of the original stay behind."""
     pixels = Image.new("RGB", image.size)
@@ -269,25 +237,23 @@ def _encode(image: Image.Image, format: str) -> bytes:
 
 def _thumbnail(image: Image.Image) -> str:
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((256, 256))  # ModelSpec's largest
     return "data:image/jpeg;base64," + base64.b64encode(_encode(small, "JPEG")).decode()
 
 
-# The card
-
 LOADING = {
-    "diffusers": {"diffusers": 'pipe.load_lora_weights("FOLDER")', "kohya": 'pipe.load_lora_weights("FOLDER", weight_name="{name}.safetensors")'},
-    "ComfyUI": {"kohya": "copy {name}.safetensors to models/loras, and put a Load LoRA node behind the checkpoint"},
-    "A1111": {"kohya": "copy {name}.safetensors to models/Lora, and write <lora:{name}:1> into the prompt"},
-    "peft": {"peft": 'PeftModel.from_pretrained(pipe.{component}, "FOLDER")'},
+    "diffusers": {"diffusers": '`pipe.load_lora_weights("FOLDER")`', "kohya": '`pipe.load_lora_weights("FOLDER", weight_name="{name}.safetensors")`'},
+    "ComfyUI": {"kohya": "copy `{name}.safetensors` to `models/loras`, and put a Load LoRA node behind the checkpoint"},
+    "A1111": {"kohya": "copy `{name}.safetensors` to `models/Lora`, and write `<lora:{name}:1>` into the prompt"},
+    "peft": {"peft": '`PeftModel.from_pretrained(pipe.{component}, "FOLDER")`'},
 }
 CARD = """---
 {front}
 ---
 
-# {run} v{version}
-{gallery}
-A LoRA for {base}, tuned with LoopHIL: people rated pictures, and leave-one-out PPO (LOOP, arXiv 2503.00897) followed their taste.
+# {adapter.run} v{adapter.version}
+
+A LoRA for {base}, tuned with LoopHIL: live preference tuning by LOOP, leave-one-out PPO (arXiv 2503.00897).
 
 ## What it learned from
 
@@ -297,7 +263,7 @@ A LoRA for {base}, tuned with LoopHIL: people rated pictures, and leave-one-out 
 {grid}
 ## How to load it
 
-`pipe` is `AutoPipelineForText2Image.from_pretrained("{model}")`, and FOLDER is where this file lies.
+`pipe` is the base model's pipeline, and FOLDER is where this file lies.
 
 | | |
 |---|---|
@@ -305,20 +271,12 @@ A LoRA for {base}, tuned with LoopHIL: people rated pictures, and leave-one-out 
 
 These files hold no names of people, no paths, and no prompts but those shown above.
 """
-GRID = """
-## Before and after
-
-The same prompt and seed, drawn by the base and by the tuned model.
-
-| prompt | seed | base | tuned |
-|---|---|---|---|
-{rows}
-"""
+BEFORE_AFTER = "\n<Gallery />\n\n## Before and after, at one seed\n\n| prompt | seed | base | tuned |\n|---|---|---|---|\n"
 
 
 def _card(adapter: Adapter, format: str, name: str, pictures: Sequence[BeforeAfter]) -> str:
     """README.md as the Hub reads it: front matter, what was learned from what, pictures, how to load it."""
-    base = _public_name(adapter.base_model)
+    base = _public(adapter.base_model)
     front = ModelCardData(
         base_model=base,
         library_name="peft" if format == "peft" else "diffusers",
@@ -328,41 +286,42 @@ def _card(adapter: Adapter, format: str, name: str, pictures: Sequence[BeforeAft
         instance_prompt=adapter.trigger or None,
         widget=[{"text": p.prompt, "output": {"url": f"images/tuned_{i}.png"}} for i, p in enumerate(pictures)] or None,
     )
-    rows = [f"| {_plain(p.prompt)} | {p.seed} | ![base](images/base_{i}.png) | ![tuned](images/tuned_{i}.png) |" for i, p in enumerate(pictures)]
+    shown = _rows((_plain(p.prompt), p.seed, f"![base](images/base_{i}.png)", f"![tuned](images/tuned_{i}.png)") for i, p in enumerate(pictures))
+    ways = {program: known.get(format, f"export this version as {next(iter(known))}") for program, known in LOADING.items()}
     return CARD.format(
         front=front.to_yaml(),
-        run=adapter.run,
-        version=adapter.version,
+        adapter=adapter,
         base=_plain(base),
-        model=base.replace("`", ""),
-        gallery="\n<Gallery />\n" if pictures else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _facts(adapter).items()),
-        grid=GRID.format(rows="\n".join(rows)) if pictures else "",
-        loading="\n".join(f"| {program} | {_loading(ways, format, name, adapter.component)} |" for program, ways in LOADING.items()),
+        facts=_rows(_facts(adapter).items()),
+        grid=f"{BEFORE_AFTER}{shown}\n" if pictures else "",
+        loading=_rows(ways.items()).format(name=name, component=adapter.component),
     )
+
+
+def _rows(rows: Iterable[tuple[object, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def _facts(adapter: Adapter) -> dict[str, str]:
     """The card's table, only of what is known."""
-    facts = {"ratings": f"{adapter.ratings} rated images" + ("" if adapter.raters is None else f", {adapter.raters} raters")}
-    facts["version"] = f"{adapter.version}" + ("" if adapter.updates is None else f", after {adapter.updates} updates")
-    if adapter.rewards:
-        facts["reward mix"] = ", ".join(f"{_plain(source)} {weight:g}" for source, weight in _public_rewards(adapter.rewards).items())
+    base, revision = _plain(_public(adapter.base_model)), _plain(adapter.revision or "")
+    facts = {
+        "ratings": f"{adapter.ratings} rated images" + ("" if adapter.raters is None else f", raters: {adapter.raters}"),
+        "version": f"{adapter.version}" + ("" if adapter.updates is None else f", after {adapter.updates} updates"),
+        "base model": f"{base}, revision {revision}" if revision else base,
+        "LoRA": f"rank {adapter.rank}, alpha {adapter.alpha:g} (it acts with alpha / rank = {adapter.alpha / adapter.rank:g})",
+        "modules": _plain(", ".join(adapter.targets)),
+        "resolution": f"{adapter.resolution} x {adapter.resolution}",
+        "trigger phrase": _plain(adapter.trigger) or "none: it acts on every prompt",
+        "licence": _plain(adapter.licence),
+    }
+    if adapter.rewards:  # raters of one group share the human weight, so their entries are one
+        mix = {"human" if source.startswith("human:") else _public(source): weight for source, weight in adapter.rewards.items()}
+        facts["reward mix"] = ", ".join(f"{_plain(source)} {weight:g}" for source, weight in mix.items())
     if adapter.win_rate is not None:
         share, low, high = adapter.win_rate
         facts["better than the base"] = f"{share:.0%} of blind pairs ({low:.0%} to {high:.0%})"
-    facts["base model"] = _plain(_public_name(adapter.base_model)) + ("" if adapter.revision is None else f", revision {_plain(adapter.revision)}")
-    facts["LoRA"] = f"rank {adapter.rank}, alpha {adapter.alpha:g} (it acts with alpha / rank = {adapter.alpha / adapter.rank:g})"
-    facts["modules"] = _plain(", ".join(adapter.targets))
-    facts["resolution"] = f"{adapter.resolution} x {adapter.resolution}"
-    facts["trigger phrase"] = _plain(adapter.trigger) or "none: it acts on every prompt"
-    facts["licence"] = _plain(adapter.licence)
     return facts
-
-
-def _loading(ways: Mapping[str, str], format: str, name: str, component: str) -> str:
-    """How one program loads this file, or which format it needs instead."""
-    return f"`{ways[format].format(name=name, component=component)}`" if format in ways else f"export this version as {next(iter(ways))}"
 
 
 def _plain(text: str) -> str:
@@ -370,23 +329,9 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|&~#$])", r"\\\1", " ".join(text.split()))
 
 
-def _public_name(base_model: str) -> str:
-    """A Hub id as it is; of a path, which may tell a user's name, the last part."""
-    if HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
-        return base_model
-    return _last_part(base_model)
-
-
-def _public_rewards(rewards: Mapping[str, float]) -> dict[str, float]:
-    """{"human:alice": 1, "/home/alice/my.py:blue": .5} -> {"human": 1, "my.py:blue": .5}. Raters of one group share the human weight."""
-    return {"human" if source.startswith("human") else _last_part(source): weight for source, weight in rewards.items()}
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1] or "base"
-
-
-# How they get to disk
+def _public(name: str) -> str:
+    """A Hub id or a reward's name as it is; of a path, which may tell a user's name, the last part."""
+    return name if PUBLIC.fullmatch(name) and not Path(name).exists() else re.split(r"[\\/]", name.rstrip("\\/"))[-1] or "base"
 
 
 @contextmanager
@@ -398,11 +343,8 @@ def _staging(to: Path) -> Iterator[Path]:
         for orphan in shelter.iterdir():
             if orphan.is_dir():
                 shutil.rmtree(orphan)
-        stage = Path(tempfile.mkdtemp(dir=shelter))
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=shelter, ignore_cleanup_errors=True) as stage:
+            yield Path(stage)
 
 
 def _write(folder: Path, files: Files) -> None:
@@ -437,13 +379,12 @@ def _publish_folder(staged: Path, target: Path, files: Files) -> None:
 
 def _sync(folder: Path) -> None:
     """Make names durable. Windows cannot open folders and needs no such call."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _zip(files: Files) -> bytes:
