@@ -1,0 +1,24 @@
+"""The run folder: all that outlives the process, and the only SQL.
+
+    <runs>/<name>/run.sqlite                  groups, acts, scores, updates, versions and what each rating taught
+                  images/<id>.png             the only folder that the page serves
+                  transitions/<group>.safetensors
+                  versions/<n>/               an adapter, its training state, manifest.json with a checksum per file
+                  .lock                       held by one process; the kernel frees it on any kill
+    <runs>/.last                              the name of the run opened last
+
+It knows no tensors and decides nothing: callers hand in bytes, or a callback that writes to the path it is given. Three
+rules make a kill harmless: a file is on disk before the row that names it; what belongs together is one transaction;
+what happened is never changed, only followed by something newer, and what holds now is a view of it.
+
+    run.py          open_run and Store, the one class with everything: opening, repair, counters, notes
+    groups.py       drawn images        ratings.py   what people did     lessons.py   scores, and all that can teach
+    versions.py     updates, versions   schema.py    tables and views    connection.py, files.py   what durable means
+"""
+
+from loophil.store.lessons import Taught
+from loophil.store.ratings import ActRecord
+from loophil.store.run import Counts, Store, list_runs, open_run
+from loophil.store.versions import Update
+
+__all__ = ["ActRecord", "Counts", "Store", "Taught", "Update", "list_runs", "open_run"]

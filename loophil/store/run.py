@@ -1,0 +1,141 @@
+"""One run: opened by one process at a time, repaired from whatever the last one left, counted. Not the parts: see their modules."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import reprlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from loophil import __version__
+from loophil.config import RUN_NAME
+from loophil.errors import RunError
+from loophil.store.connection import to_json
+from loophil.store.files import replace_file
+from loophil.store.lessons import Lessons
+from loophil.store.versions import Versions
+
+log = logging.getLogger(__name__)
+
+LAST = ".last"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`ratings`: images with a current rating, counted per rater; `groups`: drawn and not dropped; `no_signal`: summed over committed updates."""
+
+    ratings: int
+    groups: int
+    rated_groups: int
+    updates: int
+    pending: int
+    no_signal: int
+
+
+def list_runs(runs: Path) -> list[str]:
+    """The names of all runs in this folder, in alphabetical order."""
+    return sorted(file.parent.name for file in runs.glob("*/run.sqlite") if re.fullmatch(RUN_NAME, file.parent.name))
+
+
+def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | None, settings_json: str = "{}") -> Store:
+    """The run of that name, new or as any kill left it; None = the one opened last, else "first".
+
+    RunError: not a run name, open elsewhere, of another base model, damaged, written by a newer LoopHIL, or no place to write.
+    """
+    name = name or _last_opened(runs) or "first"
+    if not re.fullmatch(RUN_NAME, name):
+        raise RunError(f"{reprlib.repr(name)} is not a run name: use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first.")
+    path = runs.absolute() / name
+    try:
+        for folder in ("images", "transitions", "versions"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The runs folder {runs} cannot be used ({error.strerror}): choose another with --runs.") from error
+    with contextlib.ExitStack() as undo:
+        lock = FileLock(path / ".lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"The run '{name}' is open in another process: close that one, or choose another run with --run NAME.") from None
+        undo.callback(lock.release)
+        store = Store(path, lock)
+        undo.callback(store.close)
+        store._enter(base_model, revision, settings_json)
+        replace_file(runs / LAST, name.encode())
+        undo.pop_all()
+    return store
+
+
+def _last_opened(runs: Path) -> str | None:
+    try:
+        name = (runs / LAST).read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return name if name in list_runs(runs) else None
+
+
+class Store(Lessons, Versions):
+    """One open run; made by `open_run`. Any thread may call anything.
+
+    What a method writes is durable when it returns. RunError says that nothing was saved: disk full, database held by
+    another program, or run closed. `recovered` holds a sentence for each thing that the opening put right.
+    """
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        super().__init__(path)
+        self.recovered: tuple[str, ...] = ()
+        self._run_lock = lock
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Moves the WAL into the database and lets another process have the run. A second call does nothing."""
+        try:
+            super().close()
+        finally:
+            self._run_lock.release()
+
+    def counts(self) -> Counts:
+        """The numbers of the status line."""
+        row = self._rows(
+            """SELECT (SELECT coalesce(sum(rated), 0) FROM current_acts) AS ratings,
+            (SELECT count(*) FROM groups) - (SELECT count(*) FROM dropped) AS groups,
+            (SELECT count(DISTINCT group_id) FROM current_acts WHERE rated > 0) AS rated_groups,
+            (SELECT count(*) FROM updates WHERE status = 'committed') AS updates,
+            (SELECT count(*) FROM pending) AS pending,
+            (SELECT coalesce(sum(json_extract(stats, '$.no_signal')), 0) FROM updates WHERE status = 'committed') AS no_signal"""
+        )[0]
+        return Counts(**dict(row))
+
+    def _enter(self, base_model: str, revision: str | None, settings_json: str) -> None:
+        """Introduces a new run or recognises an old one, then puts right what a kill left behind."""
+        now = time.time()
+        with self._write():
+            self._db.execute("INSERT INTO run VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING", (self.name, base_model, revision, now))
+            self._db.execute("INSERT INTO versions (number, kind, created, sha256) VALUES (0, 'base', ?, '') ON CONFLICT DO NOTHING", (now,))
+            its = self._rows("SELECT base_model, revision FROM run")[0]
+            if tuple(its) != (base_model, revision):
+                mine, theirs = f"{base_model} (revision {revision})", f"{its['base_model']} (revision {its['revision']})"
+                raise RunError(f"The run '{self.name}' belongs to {theirs}, not to {mine}: use that model, or start another run with --run NAME.")
+            self._insert("openings", created=now, code_version=__version__, settings=to_json(json.loads(settings_json)))
+            broken = self._mark_broken_versions()
+            self._keep_pending()
+            aborted = self._abort_updates(None, "The program ended during this update.")
+        self._remove_orphaned_versions()
+        self._remove_orphaned_files()
+        self.recovered = (
+            *(f"Version {number} is damaged and was set aside; what it had learned from will be learned again." for number in broken),
+            *(["An unfinished update was thrown away; its ratings are kept."] if aborted else []),
+        )
+        for sentence in self.recovered:
+            log.warning("Run %s: %s", self.name, sentence)
