@@ -4,12 +4,13 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loophil.advantages import Moments, leave_one_out, minus_mean, standardize
 
 NAN = float("nan")
+PATIENT = settings(deadline=None)  # a busy machine is no fault of the code
 REWARDS = st.lists(st.one_of(st.floats(-100, 100), st.just(NAN)), min_size=1, max_size=8)
 
 
@@ -53,6 +54,7 @@ def test_the_input_is_left_as_it_was() -> None:
     assert np.array_equal(rewards, [1.0, NAN, 3.0], equal_nan=True)
 
 
+@PATIENT
 @given(REWARDS)
 def test_advantages_sum_to_zero_and_are_the_definition(rewards: list[float]) -> None:
     advantages = leave_one_out(rewards)
@@ -63,6 +65,7 @@ def test_advantages_sum_to_zero_and_are_the_definition(rewards: list[float]) -> 
         assert advantages[i] == pytest.approx(rewards[i] - sum(siblings) / len(siblings), abs=1e-9)
 
 
+@PATIENT
 @given(REWARDS, st.randoms())
 def test_the_order_of_the_images_does_not_matter(rewards: list[float], random: Random) -> None:
     order = list(range(len(rewards)))
@@ -70,6 +73,7 @@ def test_the_order_of_the_images_does_not_matter(rewards: list[float], random: R
     assert leave_one_out([rewards[i] for i in order]) == pytest.approx(leave_one_out(rewards)[order], abs=1e-9)
 
 
+@PATIENT
 @given(st.lists(REWARDS, max_size=5))
 def test_moments_are_those_of_all_rewards_so_far(groups: list[list[float]]) -> None:
     moments = Moments()

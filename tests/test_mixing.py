@@ -4,7 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -14,6 +14,7 @@ from loophil.mixing import mix, pooled_std
 from loophil.types import SourceValues
 
 NAN = float("nan")
+PATIENT = settings(deadline=None)  # a busy machine is no fault of the code
 FAR = float("inf")
 VALUE = st.one_of(st.integers(-50, 50).map(lambda n: n / 8), st.just(NAN))  # eighths: exact, so that a tie is one
 
@@ -86,11 +87,13 @@ def test_nothing_said_is_no_signal_and_no_share() -> None:
     assert shares == {"human:a": 0.0, "jpeg": 0.0}
 
 
+@PATIENT
 @given(groups())
 def test_mixed_advantages_sum_to_zero(sources: list[SourceValues]) -> None:
     assert advantages_of(*sources).sum() == pytest.approx(0, abs=1e-6)
 
 
+@PATIENT
 @given(groups())
 def test_shares_are_parts_of_one(sources: list[SourceValues]) -> None:
     mixed, shares = mix(sources, {}, 3)
@@ -98,12 +101,14 @@ def test_shares_are_parts_of_one(sources: list[SourceValues]) -> None:
     assert sum(shares.values()) == pytest.approx(1) or (not any(shares.values()) and not mixed.any())
 
 
+@PATIENT
 @given(groups())
 def test_ties_are_zero_in_every_mix(sources: list[SourceValues]) -> None:
     tied = [source(s.source, [0.1 if np.isfinite(v) else NAN for v in s.values], s.weight) for s in sources]
     assert not advantages_of(*tied).any()
 
 
+@PATIENT
 @given(groups(), st.randoms())
 def test_the_order_of_the_images_does_not_matter(sources: list[SourceValues], random: Random) -> None:
     order = list(range(len(sources[0].values)))
@@ -112,6 +117,7 @@ def test_the_order_of_the_images_does_not_matter(sources: list[SourceValues], ra
     assert mix(shuffled, {}, 3)[0] == pytest.approx(mix(sources, {}, 3)[0][order], abs=1e-9)
 
 
+@PATIENT
 @given(groups(), st.floats(1e-3, 1e3))
 def test_a_reward_in_other_units_changes_nothing_when_its_nominal_scale_goes_along(sources: list[SourceValues], unit: float) -> None:
     past = np.array([[1, 2, 4], [0, NAN, 3]])
@@ -128,6 +134,7 @@ def test_ten_times_a_reward_changes_nothing_after_enough_groups() -> None:
     assert tenfold == pytest.approx(plain, rel=0.01)  # the prior is 2 groups of 402
 
 
+@PATIENT
 @given(groups(most=3), st.lists(VALUE, min_size=5, max_size=5))
 def test_a_source_missing_for_an_image_neither_raises_nor_lowers_it(sources: list[SourceValues], values: list[float]) -> None:
     k = len(sources[0].values)
