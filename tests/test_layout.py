@@ -28,6 +28,7 @@ STOREYS = {
     "loophil.trainer": 3,
     "loophil.export": 3,
     "loophil.policy": 2,
+    "loophil.lessons": 2,
     "loophil.scheduler": 1,
     "loophil.mixing": 1,
     "loophil.objectives": 1,
