@@ -41,7 +41,7 @@ WORK = HERE.parent / ".training"
 BASE, CLIP = HERE / "base", HERE / "clip"
 TEXT_LENGTH, TEXT_WIDTH = 32, 192
 PICTURES = 32_768
-BATCH = {"vae": 12, "unet": 64, "clip": 96}
+BATCH = {"vae": 20, "unet": 64, "clip": 96}
 LEARNING_RATE = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 AVERAGE = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
 LATENT_CHANNELS, LATENT_NOISE = 12, 0.1
@@ -216,7 +216,9 @@ def _timed(stage: Stage, minutes: float) -> Iterator[tuple[torch.Generator, floa
 
 
 def new_vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    """The autoencoder, started as a nearly linear code: orthogonal trunk, silent residual branches. It learns several times faster so."""
+    torch.manual_seed(0)
+    model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 128),
@@ -226,6 +228,13 @@ def new_vae() -> AutoencoderKL:
         sample_size=64,
         mid_block_add_attention=False,
     )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.orthogonal_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+            if name.endswith("conv2"):
+                torch.nn.init.zeros_(module.weight)
+    return model
 
 
 def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,16 +242,18 @@ def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def vae_loss(model: AutoencoderKL, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Reconstruction under a little latent noise: absolute error, and that of the edges for crisp shapes."""
+    """Reconstruction under a little latent noise: absolute and squared error, that of the edges for crisp shapes, that of the colours."""
     latents = model.encode(x).latent_dist.mean
     latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(x.device)
     y = model.decode(latents).sample
     edges = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
-    return (y - x).abs().mean() + edges + 1e-4 * latents.square().mean()
+    error = y - x
+    # Red against green is rare and faint in the mean error, and is learned last or never unless it is asked for.
+    opponent = torch.stack([error[:, 0] - error[:, 1], error[:, 1] - error[:, 2]])
+    return error.abs().mean() + 3 * error.square().mean() + 3 * opponent.square().mean() + 0.5 * edges + 1e-4 * latents.square().mean()
 
 
 def train_vae(minutes: float, device: torch.device) -> None:
-    torch.manual_seed(0)
     stage = Stage.open("vae", new_vae(), device)
     data = pictures()
     for generator, pace in _timed(stage, minutes):

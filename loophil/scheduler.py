@@ -31,6 +31,10 @@ class Schedule(Protocol):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first latents."""
 
+    @property
+    def num_train_timesteps(self) -> int:
+        """How many timesteps the base was trained with."""
+
     def timesteps(self, num_inference_steps: int) -> Tensor:
         """The (T,) timesteps of a rollout, noisiest first."""
 
@@ -141,9 +145,14 @@ class DDIM:
             clip_sample_range=config["clip_sample_range"] if config["clip_sample"] else math.inf,
         )
 
+    @property
+    def num_train_timesteps(self) -> int:
+        """How many timesteps the base was trained with."""
+        return len(self.alphas_cumprod)
+
     def timesteps(self, num_inference_steps: int) -> Tensor:
         """The (T,) int64 timesteps of a rollout, noisiest first. ConfigError where the base has not so many."""
-        N, T = len(self.alphas_cumprod), num_inference_steps
+        N, T = self.num_train_timesteps, num_inference_steps
         if 1 <= T <= N:
             steps = SPACINGS[self.timestep_spacing](N, T, self.steps_offset)
             if steps.min() >= 0 and steps.max() < N:

@@ -31,6 +31,11 @@ class DrawSettings:
     eta: float
     negative_prompt: str = ""
 
+    @classmethod
+    def of(cls, knobs: Any) -> DrawSettings:
+        """The settings that the `draw` knobs of config.py ask for."""
+        return cls(knobs.num_inference_steps, knobs.guidance_scale, knobs.eta, knobs.negative_prompt)
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -86,12 +86,12 @@ class Groups(Connection):
             raise UnknownGroup(f"There is no group {reprlib.repr(group_id)} in the run '{self.name}': ask for a new group.")
         return found[0]
 
-    def unrated_groups(self, rater: str, *, newest: int | None = None, min_version: int = 0) -> list[Group]:
-        """Groups for a person that this rater has not answered, oldest first; only the `newest` so many, drawn by `min_version` or later."""
+    def unrated_groups(self, rater: str | None, *, newest: int | None = None, min_version: int = 0) -> list[Group]:
+        """Groups that this rater has not answered (None: that nobody has), oldest first; only the `newest` so many, drawn by `min_version` or later."""
         return self._groups(
             """SELECT * FROM group_images WHERE number IN (
                 SELECT number FROM groups g WHERE kind = 'person' AND policy_version >= ? AND id NOT IN (SELECT group_id FROM dropped)
-                AND NOT EXISTS (SELECT 1 FROM standing_acts a WHERE a.group_id = g.id AND a.rater = ?) ORDER BY number DESC LIMIT ?
+                AND NOT EXISTS (SELECT 1 FROM standing_acts a WHERE a.group_id = g.id AND coalesce(?, a.rater) = a.rater) ORDER BY number DESC LIMIT ?
             ) ORDER BY number, position""",
             min_version,
             rater,

@@ -48,7 +48,7 @@ def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | N
 
     RunError: not a run name, open elsewhere, of another base model, damaged, written by a newer LoopHIL, or no place to write.
     """
-    name = name or _last_opened(runs) or "first"
+    name = (_last_opened(runs) or "first") if name is None else name
     if not re.fullmatch(RUN_NAME, name):
         raise RunError(f"{reprlib.repr(name)} is not a run name: use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first.")
     path = runs.absolute() / name

@@ -1,0 +1,205 @@
+"""The loop without a page: simulated raters with figures, reward models alone, and export.
+
+    python -m loophil simulate --rater FILE.py:NAME --clicks N [--run NAME] [--seed S] [--out FILE.jsonl] [knobs]
+    python -m loophil tune --rewards clip_score=1 --updates N [--run NAME] [knobs]
+    python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knobs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from loophil.config import Settings
+from loophil.errors import ConfigError, LoopHILError, RunError
+from loophil.evaluation import Examiner
+from loophil.session import FORMATS, Session
+from loophil.types import Act, DrawSettings, Group
+
+CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+Rater = Callable[[list[Image.Image], str, np.random.Generator], list[float | None]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; the exit status. 78: settings that cannot work, 73: a run that cannot be opened."""
+    parser = argparse.ArgumentParser(prog="python -m loophil", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    simulating = commands.add_parser("simulate", help="a simulated person rates; one JSON line of figures at 0, 16, 32, 64, ... clicks")
+    simulating.add_argument("--rater", required=True, help="FILE.py:NAME, a callable (images, prompt, rng) -> stars 1..5 or None each")
+    simulating.add_argument("--clicks", type=int, required=True, help="rated images to stop after")
+    simulating.add_argument("--out", type=Path, help="file for the JSON lines; without it they are printed")
+    tuning = commands.add_parser("tune", help="reward models alone, no person")
+    tuning.add_argument("--updates", type=int, required=True, help="versions to publish")
+    exporting = commands.add_parser("export", help="the current LoRA of a run as a file")
+    exporting.add_argument("--format", choices=FORMATS, required=True)
+    exporting.add_argument("--to", type=Path, required=True, help="folder to put it in")
+    given, knobs = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return {"simulate": simulate, "tune": tune, "export": export}[given.command](given, knobs)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 78
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 73
+    except LoopHILError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def simulate(given: argparse.Namespace, knobs: list[str]) -> int:
+    """A session without a page, as fast as the machine allows. Without --run, in a temporary run that is removed."""
+    rater = load_callable(given.rater)
+    settings = _inline(Settings.read(knobs))
+    throwaway = None
+    if settings.run is None:
+        throwaway = Path(tempfile.mkdtemp(prefix="loophil-simulate-"))
+        settings = settings.model_copy(update={"run": "simulate", "runs": throwaway})
+    try:
+        with _open(settings) as session, _lines(given.out) as out:
+            Simulation(session, settings, rater, out).run(given.clicks)
+    finally:
+        if throwaway:
+            shutil.rmtree(throwaway, ignore_errors=True)
+    return 0
+
+
+class Simulation:
+    """A rater at work on a session, and the figures at its checkpoints. Measuring does not count as time and never teaches."""
+
+    def __init__(self, session: Session, settings: Settings, rater: Rater, out: IO[str]) -> None:
+        from loophil.build import follows, measured_prompts
+
+        self.session, self.rater, self.out = session, rater, out
+        self.rng = np.random.default_rng((settings.seed, 23))
+        utility = getattr(rater, "utility", None) or (lambda image, prompt: 0.0)
+        self.examiner = Examiner(measured_prompts(settings), DrawSettings.of(settings.draw), utility, follows)
+        self.clicks = self.images = 0
+        self.measuring = 0.0
+        self.began = time.monotonic()
+
+    def run(self, clicks: int) -> None:
+        """Rates until `clicks` images are rated; a line at each checkpoint passed and at the end."""
+        self.report()
+        passed = 0
+        while self.clicks < clicks:
+            self.rate(self.session.new_group())
+            due = [c for c in CHECKPOINTS if passed < c <= min(self.clicks, clicks - 1)]
+            if due:
+                passed = due[-1]
+                self.report()
+        self.report()
+
+    def rate(self, group: Group) -> None:
+        """One group: its pictures to the rater, the stars to the session."""
+        pictures = [Image.open(self.session.images / ref.file).convert("RGB") for ref in group.images]
+        stars = tuple(None if s is None else float(s) for s in self.rater(pictures, group.prompt, self.rng))
+        rated = sum(s is not None for s in stars)
+        self.session.rate(Act(group.id, "simulated", stars, kind="stars" if rated else "skip"))
+        self.clicks += rated
+        self.images += len(pictures)
+
+    def report(self) -> None:
+        """One JSON line."""
+        before = time.monotonic()
+        figures = self.session.measure(lambda engine: self.examiner.measure(engine.sampler))
+        self.measuring += time.monotonic() - before
+        status = self.session.status()
+        line = {"clicks": self.clicks, "images": self.images, "updates": status.updates, "seconds": round(time.monotonic() - self.began - self.measuring, 1)}
+        line |= {name: None if value is None else round(value, 4) for name, value in asdict(figures).items()}
+        print(json.dumps(line), file=self.out, flush=True)
+
+
+def tune(given: argparse.Namespace, knobs: list[str]) -> int:
+    """Automatic rounds: draw, score, learn, until so many versions are published."""
+    settings = _inline(Settings.read(knobs))
+    if not any(settings.rewards.values()):
+        raise ConfigError("tune needs reward models: give --rewards, for example --rewards clip_score=1,jpeg=0.2.")
+    with _open(settings) as session:
+        goal = session.status().updates + given.updates
+        while (status := session.status()).updates < goal:
+            session.automatic_round()
+            if status.last_error or status.missing_rewards:
+                print(status.last_error or "; ".join(status.missing_rewards.values()), file=sys.stderr)
+            print(json.dumps({"updates": session.status().updates, **session.status().last_update}))
+    return 0
+
+
+def export(given: argparse.Namespace, knobs: list[str]) -> int:
+    """Writes the run's current LoRA to a folder."""
+    settings = _inline(Settings.read(knobs))
+    with _open(settings) as session:
+        made = session.export(given.format)
+        given.to.mkdir(parents=True, exist_ok=True)
+        target = given.to / made.name
+        shutil.copyfile(made, target)
+    print(target)
+    return 0
+
+
+def load_callable(where: str) -> Any:
+    """The object NAME of FILE.py, given as FILE.py:NAME."""
+    file, _, name = where.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise ConfigError(f"'{where}' is not FILE.py:NAME with a file that exists.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ConfigError(f"{path.name} has no '{name}'.")
+    return getattr(module, name)
+
+
+def _inline(settings: Settings) -> Settings:
+    return settings.model_copy(update={"loop": settings.loop.model_copy(update={"threaded": False})})
+
+
+class _open:
+    """A session that is closed at the end of the block."""
+
+    def __init__(self, settings: Settings) -> None:
+        from loophil.build import build
+
+        self.session = build(settings)
+
+    def __enter__(self) -> Session:
+        return self.session
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+
+class _lines:
+    """A file to write lines to, or the standard output."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.stream: IO[str] = path.open("a") if path else sys.stdout
+
+    def __enter__(self) -> IO[str]:
+        return self.stream
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not sys.stdout:
+            self.stream.close()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Puts the parts together: settings -> a Session. The only module that knows both `loophil` and `rewards`.
+
+Torch, diffusers and the rewards are imported in the worker, so that the page is there before them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from loophil.config import Settings
+from loophil.errors import ConfigError
+from loophil.loop import Engine, Loop
+from loophil.prompts import PromptSource, held_out, load_prompts
+from loophil.session import Session
+from loophil.store import Store, open_run
+from loophil.types import DrawSettings
+
+EMBEDDED = Path(__file__).parent.parent / "data" / "base"
+PICTURED_PROMPTS = 4
+PICTURED_SEED = 42
+
+
+def build(settings: Settings) -> Session:
+    """An open session that begins to load its model in the background. Raises ConfigError or RunError."""
+    from rewards import check, nominal_scale
+
+    prompts = load_prompts(settings.draw.prompts)
+    check(settings.rewards)
+    scales = {name: nominal_scale(name) for name in settings.rewards}
+    store = open_run(
+        settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
+    )
+    source = PromptSource(held_out(prompts)[0], seed=settings.seed, position=int(store.noted("prompts.position", 0)))
+    loop = Loop(store, settings, source, lambda: load_engine(settings), scales)
+    loop.start()
+    return Session(loop, lambda engine, format: export_adapter(engine, format, store, settings, source.prompts))
+
+
+def measured_prompts(settings: Settings) -> list[str]:
+    """The 24 prompts of the run's list that it never trains on."""
+    return held_out(load_prompts(settings.draw.prompts))[1]
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker."""
+    from loophil.policy import Policy, choose_device, load_pipeline
+    from loophil.sampler import Sampler
+    from loophil.scheduler import DDIM
+    from loophil.trainer import Trainer
+
+    device = choose_device(settings.device)
+    pipeline: Any = load_pipeline(str(EMBEDDED) if settings.model == "embedded" else settings.model, settings.revision, device)
+    policy = Policy(pipeline, settings.lora, seed=settings.seed)
+    schedule = DDIM.from_config(pipeline.scheduler.config)
+    return Engine(
+        policy=policy,
+        sampler=Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction),
+        trainer=Trainer(policy, schedule, settings.learn, seed=settings.seed),
+        score=scorer(settings, str(device)),
+        scheduler="DDIM",
+        device=str(device),
+    )
+
+
+def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str]], dict[str, tuple[NDArray[np.float64], str]]]:
+    """All rewards of the settings as one function; each is loaded at its first use, and one that fails is missing with a reason."""
+    from rewards import Reward, load, score_safely
+
+    loaded: dict[str, Reward] = {}
+
+    def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, tuple[NDArray[np.float64], str]]:
+        made = {}
+        for name in settings.rewards:
+            try:
+                reward = loaded.setdefault(name, load(name, device=device)) if name not in loaded else loaded[name]
+            except Exception as error:
+                made[name] = (np.full(len(images), np.nan), f"{name} cannot be loaded: {error}")
+                continue
+            scores, reason = score_safely(reward, list(images), list(prompts))
+            made[name] = (scores.value, reason or "")
+        return made
+
+    return score
+
+
+def export_adapter(engine: Engine, format: str, store: Store, settings: Settings, prompts: Sequence[str]) -> Path:
+    """Writes the published adapter to the run's exports folder, with pictures of the first prompts before and after."""
+    from loophil.export import Adapter, BeforeAfter, export
+
+    policy, version, counts = engine.policy, store.current_version(), store.counts()
+    draw = DrawSettings.of(settings.draw)
+    pictures = []
+    for prompt in prompts[:PICTURED_PROMPTS]:
+        base, tuned = (engine.sampler.pictures(prompt, draw, (PICTURED_SEED,), who=who)[0] for who in ("base", "published"))
+        pictures.append(BeforeAfter(prompt, PICTURED_SEED, base, tuned))
+    adapter = Adapter(
+        weights=policy.weights(),
+        rank=settings.lora.rank,
+        alpha=settings.lora.alpha,
+        targets=tuple(policy.targets),
+        base_model=settings.model,
+        revision=_revision(settings),
+        version=version.number,
+        ratings=version.ratings,
+        run=store.name,
+        resolution=pictures[0].base.width if pictures else 512,
+        architecture=policy.family.architecture,
+        created=version.created,
+        updates=counts.updates,
+        rewards={"human": settings.learn.human_weight, **settings.rewards},
+        component=policy.family.component,
+    )
+    return export(adapter, format, store.path / "exports", pictures=pictures)
+
+
+def _revision(settings: Settings) -> str | None:
+    """What pins the base: the Hub revision, or for the embedded model a digest of its weights, since it changes with the program."""
+    if settings.model != "embedded":
+        return settings.revision
+    weights = EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors"
+    if not weights.exists():
+        raise ConfigError(f"The embedded model is missing ({weights} is not there). Fetch it with git, or give --model.")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

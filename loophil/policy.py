@@ -1,0 +1,235 @@
+"""The policy: a frozen base pipeline with two LoRA adapters, `learner` (being trained) and `published` (draws).
+
+It predicts, encodes prompts, decodes latents, and moves weights in and out. It knows no scheduler step, no reward and no
+rating. Everything here runs in the worker thread, the only owner of the device.
+"""
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from loophil.config import Lora
+from loophil.errors import ConfigError
+from loophil.families import family_of
+
+LEARNER, PUBLISHED, BASE = "learner", "published", "base"
+CACHED_PROMPTS = 256
+
+Embeddings = tuple[torch.Tensor, torch.Tensor]
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" -> cuda, else mps, else cpu; a device that is not there is a ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"Device '{name}' is not there. Use --device auto or --device cpu.")
+    return device
+
+
+def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
+    """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, torch_dtype=dtype, use_safetensors=True, safety_checker=None)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+class Policy:
+    """A base pipeline and its two adapters.
+
+    pipeline    a diffusers text-to-image pipeline on its device; its weights are frozen here
+    lora        rank, alpha and target modules of both adapters
+    version     number of the published weights; 0 = the base
+    """
+
+    def __init__(self, pipeline: Any, lora: Lora, *, seed: int = 0) -> None:
+        self.pipeline = pipeline
+        self.lora = lora
+        self.version = 0
+        self.family = family_of(type(pipeline).__name__)
+        self.denoiser: torch.nn.Module = getattr(pipeline, self.family.component)
+        self.device = self.denoiser.device
+        self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets, init_lora_weights=True)
+        with _seeded(seed):
+            for name in (PUBLISHED, LEARNER):
+                self.denoiser.add_adapter(config, adapter_name=name)
+        for name in (PUBLISHED, LEARNER):
+            for parameter in self._adapter(name).values():
+                parameter.data = parameter.data.float()
+        self._copy(self._adapter(LEARNER), PUBLISHED)
+        self._initial = self.weights(PUBLISHED)
+        self._active = ""
+        self._activate(PUBLISHED)
+
+    @property
+    def targets(self) -> list[str]:
+        """Module name endings that carry the LoRA, in order."""
+        return [target.strip() for target in self.lora.targets.split(",") if target.strip()]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent at the model's own size."""
+        config = self.denoiser.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's storage dtype; LoRA matrices are float32 whatever it is."""
+        dtype: torch.dtype = self.denoiser.dtype
+        return dtype
+
+    @property
+    def dimensions(self) -> int:
+        """D, the number of latent dimensions that a log-probability is the mean over."""
+        channels, height, width = self.latent_shape
+        return channels * height * width
+
+    @contextlib.contextmanager
+    def acting(self, who: str) -> Iterator[None]:
+        """Within the block the denoiser is `learner`, `published` or `base`; afterwards what it was before."""
+        before = self._active
+        self._activate(who)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, who: str) -> None:
+        if who == self._active:
+            return
+        if who == BASE:
+            self.denoiser.disable_adapters()
+        else:
+            if self._active in ("", BASE):
+                self.denoiser.enable_adapters()
+            self.denoiser.set_adapter(who)
+        self._active = who
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
+        """The model's output (B, C, H, W) at latents (B, C, H, W), timestep () or (B,), as the stock pipeline would have it.
+
+        Guidance runs in one batch, the negative half first; `embeddings` are (positive, negative), each (B, L, W) or (1, L, W).
+        guidance_scale 1 means no guidance, no second half.
+        """
+        n = len(latents)
+        positive, negative = (e if len(e) == n else e.expand(n, -1, -1) for e in embeddings)
+        latents = latents.to(self.dtype)
+        if guidance_scale <= 1:
+            return self.denoiser(latents, timestep, encoder_hidden_states=positive, return_dict=False)[0]
+        both = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
+        output = self.denoiser(torch.cat([latents, latents]), both, encoder_hidden_states=torch.cat([negative, positive]), return_dict=False)[0]
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, negative_prompt: str = "") -> Embeddings:
+        """(positive, negative) text embeddings, each (1, L, W); the last few hundred prompts are kept."""
+        key = (prompt, negative_prompt)
+        if key not in self._prompts:
+            positive, negative = self.pipeline.encode_prompt(prompt, self.device, 1, True, negative_prompt=negative_prompt)[:2]
+            self._prompts[key] = (positive, negative)
+            while len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(key)
+        return self._prompts[key]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Pictures of clean latents (B, C, H, W)."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        pictures: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return pictures
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The learner's LoRA matrices, in a fixed order."""
+        return [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
+
+    def weights(self, who: str = PUBLISHED) -> dict[str, torch.Tensor]:
+        """A copy of an adapter: bare peft keys ("....to_q.lora_A.weight"), float32, on the CPU."""
+        return {key: value.detach().float().cpu().clone() for key, value in self._adapter(who).items()}
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Makes these weights both the published and the learner's; keys and shapes must be exactly the adapter's."""
+        self._copy(weights, PUBLISHED)
+        self._copy(weights, LEARNER)
+        self.version = version
+
+    def reset(self, version: int = 0) -> None:
+        """Back to an adapter that changes nothing."""
+        self.load_weights(self._initial, version)
+
+    def next_weights(self, ema: float = 0.0) -> dict[str, torch.Tensor]:
+        """What a refresh would publish: the learner's weights (`ema` > 0: the published ones moved 1 - ema of the way there)."""
+        learned, published = self.weights(LEARNER), self.weights(PUBLISHED)
+        return {key: torch.lerp(published[key], learned[key], 1 - ema) for key in learned}
+
+    def refresh(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """These weights draw from now on, as `version`. The learner's stay as they are."""
+        self._copy(weights, PUBLISHED)
+        self.version = version
+
+    def discard(self) -> None:
+        """The learner goes back to the published weights: an update was thrown away."""
+        self._copy(self._adapter(PUBLISHED), LEARNER)
+
+    def write(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+        """Keeps an adapter's weights as safetensors."""
+        save_file(dict(weights), path)
+
+    def read(self, path: Path) -> dict[str, torch.Tensor]:
+        """Weights that `write` kept."""
+        return load_file(path)
+
+    def fingerprint(self) -> str:
+        """sha256 over the published weights, for tests and the record."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.weights().items()):
+            digest.update(key.encode() + value.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _adapter(self, name: str) -> dict[str, torch.nn.Parameter]:
+        mark = f".{name}."
+        return {key.replace(mark, "."): value for key, value in self.denoiser.named_parameters() if mark in key}
+
+    def _copy(self, weights: Mapping[str, torch.Tensor], name: str) -> None:
+        mine = self._adapter(name)
+        wrong = sorted(set(mine) ^ set(weights)) or sorted(k for k in mine if mine[k].shape != weights[k].shape)
+        if wrong:
+            raise ConfigError(f"The LoRA does not fit this model and these settings: '{wrong[0]}' and {len(wrong) - 1} more differ.")
+        with torch.no_grad():
+            for key, value in mine.items():
+                value.copy_(weights[key])
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator seeded within the block, restored after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def model_name(model: str) -> str:
+    """What to call a base model in public: a Hub id as it is, a folder by its last part."""
+    return Path(model).name if Path(model).exists() else model

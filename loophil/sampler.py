@@ -1,0 +1,80 @@
+"""Draws groups: k images of one prompt with their trajectories, by the published adapter (or the base, or the learner).
+
+The rollout equals stock `StableDiffusionPipeline(eta=...)` with the same generators in float32. It stores nothing and rates
+nothing; the old log-probabilities are those of drawing time and are never computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from loophil.policy import PUBLISHED, Policy
+from loophil.scheduler import Schedule, randn, step_with_log_prob, trainable
+from loophil.types import Drawing, DrawSettings, Trajectory
+
+
+class Sampler:
+    """A policy and the schedule it is drawn with.
+
+    timestep_fraction   share of the denoising steps that are kept for training, the first (noisiest) ones
+    """
+
+    def __init__(self, policy: Policy, schedule: Schedule, *, timestep_fraction: float) -> None:
+        self.policy = policy
+        self.schedule = schedule
+        self.timestep_fraction = timestep_fraction
+
+    def trained_steps(self, settings: DrawSettings) -> int:
+        """S: the first steps of a rollout that are trained; never the last, almost noiseless one, never one without a density."""
+        dense = trainable(self.schedule, settings.num_inference_steps, settings.eta)
+        wanted = max(1, round(self.timestep_fraction * settings.num_inference_steps))
+        first_gap = int((~dense).nonzero()[0]) if not bool(dense.all()) else len(dense)
+        return min(wanted, first_gap, settings.num_inference_steps - 1)
+
+    @torch.no_grad()
+    def draw(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str = PUBLISHED) -> Drawing:
+        """k = len(seeds) images of `prompt`; image i depends on seeds[i] alone, not on its siblings."""
+        policy, k = self.policy, len(seeds)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        embeddings = policy.encode_prompt(prompt, settings.negative_prompt)
+        trained = self.trained_steps(settings)
+        timesteps = self.schedule.timesteps(settings.num_inference_steps)
+        latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings[0].dtype) * self.schedule.init_noise_sigma
+        chain, log_probs = [latents], []
+        with policy.acting(who):
+            for timestep in timesteps.to(policy.device):
+                output = policy.predict(latents, timestep, embeddings, settings.guidance_scale)
+                latents, log_prob = step_with_log_prob(
+                    self.schedule, output, timestep, latents, num_inference_steps=settings.num_inference_steps, eta=settings.eta, generator=generators
+                )
+                if len(chain) <= trained:
+                    chain.append(latents)
+                    log_probs.append(log_prob)
+        trajectory = Trajectory(
+            latents=torch.stack(chain, dim=1).cpu(),
+            log_probs=torch.stack(log_probs, dim=1).cpu(),
+            timesteps=timesteps[:trained].clone(),
+            clean_latents=latents.cpu(),
+        )
+        return Drawing(prompt, settings, tuple(seeds), policy.version, tuple(policy.decode(latents)), trajectory)
+
+    def pictures(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str) -> list[Image.Image]:
+        """The pictures alone, for comparisons."""
+        return list(self.draw(prompt, settings, seeds, who=who).images)
+
+    def write(self, trajectory: Trajectory, path: Path) -> None:
+        """Keeps a trajectory as safetensors: the trained transitions and the clean latents, nothing else."""
+        save_file({name: tensor.contiguous() for name, tensor in asdict(trajectory).items()}, path)
+
+    def read(self, path: Path) -> Trajectory:
+        """A trajectory that `write` kept."""
+        return Trajectory(**load_file(path))
+
+    def clean_only(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory without its transitions (S = 0): all that the forward process needs, small enough to keep in memory."""
+        return replace(trajectory, latents=trajectory.latents[:, :1], log_probs=trajectory.log_probs[:, :0], timesteps=trajectory.timesteps[:0])

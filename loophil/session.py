@@ -1,0 +1,150 @@
+"""What a person can do with a run: get groups, rate, undo, pause, compare, roll back, export. The same for page, API and command line.
+
+It checks what is sent, writes ratings straight to the store and tells the loop. It never touches the device, SQL or widgets;
+only `new_group`, `compare`, `rollback` and `export` wait for the worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from loophil.errors import InvalidInput, LoopHILError
+from loophil.loop import Loop
+from loophil.prompts import clean_prompt
+from loophil.types import MAX_SEED, Act, Group, Receipt, Status, Version
+from loophil.worker import Stopped
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+FORMATS = ("diffusers", "peft", "kohya")
+WAIT_SECONDS = 600.0
+DEFAULT_RATER = "me"
+
+
+class Session:
+    """One open run. Thread-safe. Methods raise InvalidInput, with one sentence, for anything that cannot be; nothing is changed then.
+
+    export     writes the adapter as one file and gives its path: (format, pictures to show) -> path; runs in the worker
+    """
+
+    def __init__(self, loop: Loop, export: Callable[[Any, str], Path]) -> None:
+        self._loop, self._export = loop, export
+        self._store = loop.store
+        self._closing = threading.Lock()
+        self.images = loop.store.images
+        self.k = loop.settings.draw.num_images_per_prompt
+        self.prompts = tuple(loop.prompts.prompts)
+
+    def status(self) -> Status:
+        """The newest snapshot; instantaneous."""
+        return replace(self._loop.status, ready=len(self._loop.ready_ids()))
+
+    def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6) -> list[Group]:
+        """Groups to be rated next, in order; never waits, and tells the loop that a person is there."""
+        return self._loop.ready(limit)
+
+    def ask(self, prompt: str) -> None:
+        """A group of this prompt is drawn next and offered first; never waits."""
+        self._loop.draw(clean_prompt(prompt))
+
+    def new_group(self, prompt: str = "", rater: str = DEFAULT_RATER) -> Group:
+        """A group to rate: of this prompt, drawn now, or for "" the next one in stock, drawn now if there is none."""
+        prompt = clean_prompt(prompt)
+        if not prompt and (group := self._loop.take()):
+            return group
+        group = self._wait(self._loop.draw(prompt))
+        self._loop.take(group.id)
+        return group
+
+    def rate(self, act: Act) -> Receipt:
+        """Keeps what a person did; on disk when this returns. Raises UnknownGroup, KeyConflict or InvalidInput."""
+        receipt = self._store.rate(act, self._loop.status.policy_version)
+        self._loop.rated(act.group)
+        return receipt
+
+    def undo(self, rater: str = DEFAULT_RATER) -> Group | None:
+        """Takes this rater's newest act back and offers its group again; None if there is nothing to take back."""
+        last = self._store.last_act(rater)
+        if last is None:
+            return None
+        group = self._store.group(last.act.group)
+        self._store.rate(Act(group.id, rater, (None,) * len(group.images), kind="undo"), self._loop.status.policy_version)
+        self._loop.returned(group)
+        return group
+
+    def compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
+        """(base, tuned): the same prompt and seed without and with the LoRA."""
+        prompt = clean_prompt(prompt)
+        if not prompt:
+            raise InvalidInput("A comparison needs a prompt: type what is to be drawn.")
+        return self._wait(self._loop.compare(prompt, _seed(seed)))
+
+    def strip(self) -> list[tuple[int, str]]:
+        """[(version, picture file)] of one fixed prompt and seed, oldest version first."""
+        return [(number, f"strip-{number}.png") for number in sorted(self._loop.strip())]
+
+    def versions(self) -> list[Version]:
+        """All versions, oldest first."""
+        return self._store.versions()
+
+    def pause(self) -> Status:
+        """Stops learning; drawing and rating go on."""
+        self._loop.pause(True)
+        return self.status()
+
+    def resume(self) -> Status:
+        """Learning goes on."""
+        self._loop.pause(False)
+        return self.status()
+
+    def rollback(self, version: int) -> Status:
+        """Publishes an old version's weights as a new version."""
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise InvalidInput(f"A version is a whole number, not {version!r}.")
+        self._store.version(version)
+        self._wait(self._loop.rollback(version))
+        return self.status()
+
+    def export(self, format: str = "diffusers") -> Path:
+        """The current LoRA as one file: "diffusers" or "peft" (zip of a folder), "kohya" (A1111, ComfyUI)."""
+        if format not in FORMATS:
+            raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
+        path: Path = self._wait(self._loop.call("exporting", lambda engine: self._export(engine, format)))
+        return path
+
+    def measure(self, work: Callable[[Any], Any]) -> Any:
+        """Runs `work(engine)` in the worker and waits: for figures on the command line."""
+        return self._wait(self._loop.call("measuring", work))
+
+    def automatic_round(self) -> Group:
+        """Draws and scores one group for the reward models alone, and learns from it."""
+        group: Group = self._wait(self._loop.automatic_round())
+        self._loop.worker.wake()
+        return group
+
+    def close(self) -> None:
+        """Stops the worker, then closes the store and releases the run. May be called again."""
+        with self._closing:
+            self._loop.close()
+            self._store.close()
+
+    def _wait(self, future: Future[Any]) -> Any:
+        try:
+            return future.result(timeout=WAIT_SECONDS)
+        except TimeoutError:
+            raise LoopHILError(f"The worker has not answered in {WAIT_SECONDS:.0f} s; the status says what it is doing.") from None
+        except Stopped:
+            raise LoopHILError("The program is being closed.") from None
+
+
+def _seed(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+        raise InvalidInput(f"A seed is a whole number from 0 to 2^53 - 1, not {seed!r}.")
+    return seed
