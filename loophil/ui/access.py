@@ -1,0 +1,111 @@
+"""Who may do what: one object asked inside every handler.
+
+`api_visibility`, `gr.State` and `session_hash` are no protection in Gradio: every handler can be called over plain HTTP by anybody who reaches
+the page. So a handler that teaches or changes something asks `Access.teacher` first. Identity comes from the request alone: the signed Hugging
+Face session on a Space, or a name and password by HTTP Basic (a browser sends them with every request after /sign-in; a client sets the header).
+
+On loopback, and with --public, everybody may do everything. With --auth, sign-in counts on loopback too: somebody put a proxy in front.
+"""
+
+import base64
+import binascii
+import hmac
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loophil.config import Settings, is_public
+from loophil.errors import ConfigError, InvalidInput
+from loophil.ui import parse
+
+SHORTEST_PASSWORD = 8
+WRONG_PER_MINUTE = 10
+SOMEBODY = "me"  # who rates where nobody has to sign in and no name was given
+
+
+@dataclass(frozen=True)
+class Access:
+    """`everybody` may do everything; else only `members` (Hugging Face user names) and the names in `passwords`.
+
+    several   more than one person may come, so each browser rates under a name of its own
+    """
+
+    everybody: bool
+    several: bool = True
+    members: frozenset[str] = frozenset()
+    passwords: Mapping[str, str] = field(default_factory=dict)
+    _wrong: dict[str, deque[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Access":
+        """From the settings and, on a Space, its author; raises ConfigError for a list of names that cannot work."""
+        on_space = "SPACE_ID" in os.environ
+        members = {os.environ["SPACE_AUTHOR_NAME"]} if on_space and os.environ.get("SPACE_AUTHOR_NAME") else set()
+        passwords = {}
+        for pair in filter(None, (part.strip() for part in settings.auth.split(","))):
+            name, colon, password = pair.partition(":")
+            if not colon and on_space:
+                members.add(name)  # a Hugging Face user who signs in there
+            elif not name or len(password) < SHORTEST_PASSWORD:
+                raise ConfigError(f"auth: '{name}' needs name:password with at least {SHORTEST_PASSWORD} characters in the password.")
+            else:
+                passwords[name] = password
+        several = settings.public or is_public(settings) or bool(passwords)
+        return cls(settings.public or not several, several, frozenset(members), passwords)
+
+    def signed_in(self, request: Any) -> str | None:
+        """The name that a gr.Request or fastapi.Request proves, whether or not it is on the list; None = none."""
+        request = getattr(request, "request", request)
+        account = _hugging_face_account(request)
+        return account or self._by_password(request)
+
+    def teacher(self, request: Any, claimed: str = "") -> str:
+        """The rater to record. Raises InvalidInput where this request may neither teach nor change the run, or claims another's name."""
+        name = self.signed_in(request)
+        if self.everybody:
+            return claimed or name or SOMEBODY
+        if name is None:
+            raise InvalidInput("You may look and try a demo group; sign in to teach the model or to change the run.")
+        if name not in self.members and name not in self.passwords:
+            raise InvalidInput(f"{parse.shown(name)} is not on this run's list of raters; its owner can add the name with --auth.")
+        if claimed not in ("", name):
+            raise InvalidInput(f"You are signed in as {name}: send that as the rater, or nothing.")
+        return name
+
+    def board_rater(self, request: Any, browser: str) -> str:
+        """Who the board's acts are filed under: the one who signed in, else one name for each browser, or a single one on a machine of one's own."""
+        name = self.signed_in(request)
+        return self.teacher(request, name or (browser if self.several else ""))
+
+    def may_teach(self, request: Any) -> bool:
+        """Whether `teacher` would let this request through."""
+        return self.everybody or self.signed_in(request) in self.members | set(self.passwords)
+
+    def _by_password(self, request: Any) -> str | None:
+        """The name in a right `Authorization: Basic` header. After 10 wrong ones in a minute an address has to wait."""
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "basic" or not self.passwords:
+            return None
+        try:
+            name, _, password = base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        wrong = self._wrong.setdefault(request.client.host if request.client else "", deque(maxlen=WRONG_PER_MINUTE))
+        if len(wrong) == WRONG_PER_MINUTE and time.monotonic() - wrong[0] < 60:
+            return None
+        if hmac.compare_digest(self.passwords.get(name, "").encode(), password.encode()) and name in self.passwords:
+            return name
+        wrong.append(time.monotonic())
+        return None
+
+
+def _hugging_face_account(request: Any) -> str | None:
+    """The Hub user of Gradio's signed session cookie (set by its OAuth routes, on Spaces only), unless it has run out."""
+    account = request.scope.get("session", {}).get("oauth_info") or {}
+    if account.get("expires_at", 0) < time.time():
+        return None
+    name = account.get("userinfo", {}).get("preferred_username")
+    return name if isinstance(name, str) else None

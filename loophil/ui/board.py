@@ -1,0 +1,204 @@
+"""What the page's own components send and get: the rating board, the bar above it, and the Progress, Compare and Export tabs.
+
+The board rates in the browser and sends what was done in batches, each act with an id of its own, again and again until it is acknowledged; so
+an act may arrive twice and in any company, and the session answers the same id with the same receipt. Nothing here raises towards the page:
+a refusal travels in the answer, where the component shows it as plain text.
+"""
+
+import base64
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from loophil.errors import InvalidInput, LoopHILError
+from loophil.types import Act
+from loophil.ui import answers, parse
+from loophil.ui.access import Access
+from loophil.ui.contracts import GUEST, for_download, sentence
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from loophil.session import Session
+
+log = logging.getLogger(__name__)
+
+AHEAD = 6  # groups that the browser holds
+LARGEST_BATCH = 50
+PROMPTS_OFFERED = 300
+SAME_STARS = {"tie": 3.0, "good": 5.0, "bad": 1.0}
+NOT_SAVED = "The server could not save your last rating; it is kept in this browser and will be sent again."
+Answer = dict[str, Any]
+
+
+def stars(act: Mapping[str, Any], k: int) -> tuple[float | None, ...]:
+    """The stars that a raw act stands for: best 5, worst 1, the others 3; a tie 3, all good 5, all bad 1; a skip says nothing."""
+    kind = act.get("kind")
+    if kind == "stars":
+        return parse.ratings(act.get("stars"))
+    if kind == "best":
+        return tuple({act.get("best"): 5.0, act.get("worst"): 1.0}.get(i, 3.0) for i in range(k))
+    return (SAME_STARS.get(str(kind)),) * k
+
+
+def read_act(sent: Any, rater: str, k: int) -> Act:
+    """One act as the board sends it. What the numbers may be is the session's to say; InvalidInput where they are no numbers at all."""
+    if not isinstance(sent, dict):
+        raise InvalidInput(f"An act must be an object, not {parse.shown(sent)}.")
+    best, worst, milliseconds = (None if sent.get(name) is None else parse.whole_number(sent[name], name) for name in ("best", "worst", "ms"))
+    order = sent.get("order") or []
+    if not isinstance(order, list):
+        raise InvalidInput(f"order must be a list of positions, not {parse.shown(order)}.")
+    return Act(
+        group=parse.text(sent.get("gid"), "group"),
+        rater=rater,
+        stars=stars(sent, k),
+        kind=parse.text(sent.get("kind"), "kind"),
+        best=best,
+        worst=worst,
+        order=tuple(parse.whole_number(position, "order") for position in order),
+        milliseconds=milliseconds,
+        key=parse.text(sent.get("uid"), "uid"),
+    )
+
+
+def answering(handler: Callable[..., Answer]) -> Callable[[Any, gr.Request, gr.EventData], Answer]:
+    """The handler with a LoopHIL error as `error` in its answer, and a stamp, so that the same answer twice is still news to the component."""
+
+    def answer(self: Any, request: gr.Request, event: gr.EventData) -> Answer:
+        try:
+            said = handler(self, request, event)
+        except LoopHILError as error:
+            said = {"error": sentence(error)}
+        return {**said, "stamp": time.time_ns()}
+
+    return answer
+
+
+class Board:
+    """The handlers behind the components. As anywhere, each one that teaches or changes something asks `access`."""
+
+    def __init__(self, session: "Session", access: Access) -> None:
+        self.session = session
+        self.access = access
+        self._revision = 0
+        self._lock = threading.Lock()
+
+    def bar(self, request: gr.Request) -> Answer:
+        """The bar above the tabs: the loop's snapshot, and who looks."""
+        return answers.bar(self.session.status(), may_teach=self.access.may_teach(request), name=self.access.signed_in(request))
+
+    def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
+        """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""
+        sent = sent_with(event)
+        batch = sent.get("batch") or []
+        entries = batch[:LARGEST_BATCH] if isinstance(batch, list) else []
+        guest = not self.access.may_teach(request)
+        try:
+            rater = GUEST if guest else self.access.board_rater(request, parse.text(sent.get("rater"), "rater"))
+            said = {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
+            if sent.get("undo") and not guest:
+                said |= self._undo(rater)
+            said |= self._ahead(rater)
+        except LoopHILError as error:
+            said = {"notice": sentence(error)}
+        if sent.get("hello"):
+            said["prompts"] = list(self.session.prompts[:PROMPTS_OFFERED])
+        return {**said, "guest": guest}, self.bar(request)
+
+    def _file(self, entries: list[Any], rater: str) -> Answer:
+        """An act that can never be filed is acknowledged with the reason; one that could not be filed now comes again."""
+        done, refused, notice = [], [], None
+        for entry in entries:
+            try:
+                self.session.rate(read_act(entry, rater, self.session.k))
+            except LoopHILError as error:
+                refused.append(sentence(error))
+            except Exception:
+                log.exception("an act could not be filed")
+                notice = NOT_SAVED
+                continue
+            done.append(uid(entry))
+        return {"ack": done, "refused": refused, "notice": notice}
+
+    def _undo(self, rater: str) -> Answer:
+        group = self.session.undo(rater)
+        return {"back": answers.board_group(group, self.session.images)} if group else {"notice": "There is nothing to undo."}
+
+    def _ahead(self, rater: str) -> Answer:
+        """The next groups, and a revision: of two answers that cross on their way, the browser believes the one read later."""
+        with self._lock:
+            self._revision = max(self._revision + 1, time.time_ns() // 1_000_000)
+            groups = self.session.upcoming(rater, AHEAD)
+            return {"rev": self._revision, "groups": [answers.board_group(group, self.session.images) for group in groups]}
+
+    @answering
+    def ask(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Draw this prompt next."""
+        self.access.teacher(request)
+        prompt = parse.text(sent_with(event).get("prompt"), "prompt", limit=10**9)
+        self.session.ask(prompt)
+        return {"asked": prompt}
+
+    @answering
+    def hold(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Pause or resume learning."""
+        self.access.teacher(request)
+        status = self.session.pause() if sent_with(event).get("pause") else self.session.resume()
+        return answers.bar(status, may_teach=True, name=self.access.signed_in(request))
+
+    @answering
+    def progress(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """The strip of one prompt and seed over the versions, and the versions."""
+        return self._progress()
+
+    @answering
+    def go_back(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Publish an older version again."""
+        self.access.teacher(request)
+        self.session.rollback(parse.whole_number(sent_with(event).get("version"), "version"))
+        return self._progress()
+
+    def _progress(self) -> Answer:
+        strip = [{"version": version, "src": answers.picture_url(self.session.images, file)} for version, file in self.session.strip()]
+        rows = [answers.version_row(version) for version in reversed(self.session.versions())]
+        return {"strip": strip, "versions": rows, "current": self.session.status().policy_version, "now": time.time()}
+
+    @answering
+    def draw_pair(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Base and tuned, same prompt and seed."""
+        sent = sent_with(event)
+        prompt = parse.text(sent.get("prompt"), "prompt", limit=10**9)
+        base, tuned = self.session.compare(prompt, parse.whole_number(sent.get("seed"), "seed"))
+        return {"base": data_url(base), "tuned": data_url(tuned), "version": self.session.status().policy_version}
+
+    @answering
+    def make_file(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Export, and where to fetch it."""
+        self.access.teacher(request)
+        path = self.session.export(parse.text(sent_with(event).get("format"), "format"))
+        return {"url": f"gradio_api/file={for_download(path)}", "name": path.name, "bytes": path.stat().st_size}
+
+
+def sent_with(event: gr.EventData) -> Mapping[str, Any]:
+    """What a component sent along with its event."""
+    data = event._data
+    return data if isinstance(data, dict) else {}
+
+
+def uid(entry: Any) -> str | None:
+    """The id under which the browser keeps an act."""
+    name = entry.get("uid") if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def data_url(picture: "Image.Image") -> str:
+    """A picture for one page only: not worth a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,98 @@
+"""The page put together: the unseen endpoints, a bar, four tabs, one timer. What a component does in the browser is in static/.
+
+Each component is a gr.HTML whose template never holds a user's text: its JavaScript writes texts by `textContent`, because Gradio runs templates
+as JavaScript and inserts values as HTML. Light events pass the queue (`queue=False`) and any number runs at once, so nobody waits for another's drawing.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from loophil.ui.access import Access
+from loophil.ui.board import Board
+from loophil.ui.contracts import AT_ONCE, Contracts
+
+if TYPE_CHECKING:
+    from loophil.session import Session
+
+ASSETS = Path(__file__).parent / "static"
+TICK = 1.5  # seconds between two looks at the loop's snapshot
+WAITING = 64  # jobs in the queue of those that wait for the worker
+LIGHT: dict[str, Any] = {
+    "queue": False,
+    "concurrency_limit": None,
+    "trigger_mode": "multiple",
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+SLOW: dict[str, Any] = {"concurrency_limit": AT_ONCE, "show_progress": "hidden", "api_visibility": "private"}
+
+
+class Page(gr.Blocks):  # type: ignore[misc]  # gradio is not read by the type checker
+    """gr.Blocks in which plain HTTP may leave off optional inputs at the end, as Gradio's own clients may."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Fills in the components' own values; a handler refuses those it cannot do without."""
+        inputs += [block.value for block in block_fn.inputs[len(inputs) :]]
+
+
+def page(session: "Session", access: Access) -> gr.Blocks:
+    """The widgets and their events over one session."""
+    board = Board(session, access)
+    with Page(title="LoopHIL", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+        Contracts(session, access).attach()
+        bar = component("bar")
+        with gr.Tabs(elem_classes="lh-tabs"):
+            with gr.Tab("Rate"):
+                rating = component("board", run=session.status().run, cards=cards(session.k))
+            with gr.Tab("Progress"):
+                progress = component("progress")
+            with gr.Tab("Compare"):
+                pair = component("compare")
+            with gr.Tab("Export"):
+                export = component("export")
+        bar.hold(board.hold, None, bar, **LIGHT)
+        rating.sync(board.sync, None, [rating, bar], **LIGHT)
+        rating.ask(board.ask, None, rating, **LIGHT)
+        progress.look(board.progress, None, progress, **LIGHT)
+        progress.go_back(board.go_back, None, progress, **LIGHT)
+        pair.draw(board.draw_pair, None, pair, **SLOW)
+        export.make(board.make_file, None, export, **SLOW)
+        gr.Timer(TICK).tick(board.bar, None, bar, **(LIGHT | {"trigger_mode": "once"}))
+    return blocks.queue(max_size=WAITING, api_open=False)
+
+
+def component(name: str, **slots: str) -> gr.HTML:
+    """static/NAME.html with its {slots} filled from our own text, and static/NAME.js after what all share. Starts empty: the browser asks."""
+    template = (ASSETS / f"{name}.html").read_text("utf-8")
+    for slot, content in slots.items():
+        template = template.replace(f"[[{slot}]]", content)
+    script = (ASSETS / "common.js").read_text("utf-8") + (ASSETS / f"{name}.js").read_text("utf-8")
+    return gr.HTML({}, html_template=template, js_on_load=script, apply_default_css=False, elem_classes="lh")
+
+
+def cards(k: int) -> str:
+    """k empty cards for the board."""
+    card = (ASSETS / "card.html").read_text("utf-8")
+    return "".join(card.replace("[[n]]", str(i + 1)).replace("[[k]]", str(k)) for i in range(k))
+
+
+def theme() -> gr.themes.Base:
+    """Calm greys, one accent, the system's fonts (nothing is fetched from elsewhere)."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.zinc,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+    ).set(
+        body_background_fill="#fafaf9",
+        body_background_fill_dark="#131316",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#1c1c21",
+        body_text_color="#1c1c21",
+        body_text_color_dark="#ececf1",
+        body_text_color_subdued="#5c5c66",
+        body_text_color_subdued_dark="#a6a6b3",
+    )

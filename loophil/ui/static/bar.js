@@ -1,0 +1,44 @@
+// The bar: the loop's snapshot with ages, Pause and Resume. Other components hear of it by the window's event 'loophil:status'.
+let status = null;
+let received = 0;
+
+function paint() {
+  const quiet = (performance.now() - received) / 1000;
+  const lost = status !== null && quiet > 8 && !document.hidden;
+  find('.lh-bar').dataset.state = lost ? 'lost' : status === null ? 'starting' : status.last_error ? 'error' : status.paused ? 'paused' : 'well';
+  if (status === null) return;
+  const now = status.now + quiet;
+  say('.run', `${status.run} · ${status.model} · ${status.device}`);
+  say('.worker', lost ? `No answer from the server for ${Math.round(quiet)} s` : worker());
+  say('.version', `v${status.policy_version}`);
+  say('.version-age', status.policy_version > 0 ? `updated ${age(now - status.version_created)}` : 'base, nothing learned yet');
+  say('.ratings', status.ratings);
+  say('.ready', status.ready);
+  say('.pending', status.pending);
+  say('.error', status.last_error || '');
+  show('.error', Boolean(status.last_error));
+  say('.pause', status.paused ? 'Resume' : 'Pause');
+  find('.pause').title = status.paused ? 'Go on learning' : 'Stop learning; rating goes on';
+  find('.pause').disabled = !status.may_teach;
+  show('.sign-in', !status.may_teach && !document.querySelector('.lh-account'));
+}
+
+function worker() {
+  const text = String(status.worker || '');
+  const plain = text ? text[0].toUpperCase() + text.slice(1) : 'Idle';
+  return status.paused ? `Paused. ${plain}` : plain;
+}
+
+find('.pause').addEventListener('click', () => trigger('hold', { pause: !status.paused }));
+
+watch('value', () => {
+  const value = props.value || {};
+  if (value.error) { say('.error', value.error); show('.error', true); return; }
+  if (typeof value.run !== 'string') return;
+  status = value;
+  received = performance.now();
+  paint();
+  window.dispatchEvent(new CustomEvent('loophil:status', { detail: status }));
+});
+
+const clock = setInterval(() => { if (element.isConnected) paint(); else clearInterval(clock); }, 1000);
