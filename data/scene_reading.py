@@ -109,12 +109,12 @@ def _backdrop(pixels: Array) -> tuple[Array, float]:
 
 
 def _background_kind(pixels: Array, back: Array, things: Mask) -> str:
-    """Night has stars; a gradient another lightness below than above; else what counts is how light it is."""
+    """Night has stars or a deep blue; a gradient another lightness below than above; else what counts is how light it is."""
     value = back.max(axis=2)  # (64, 1)
     empty = ~ndimage.binary_dilation(things, np.ones((7, 7), bool))
     stars = int(((pixels.max(axis=2) - value > 0.16) & empty).sum())
-    blue = float((1 - back.min(axis=2) / np.maximum(value, 0.01)).mean()) > 0.45
-    if value.mean() < 0.4 and stars >= (1 if blue else 5):  # a large thing may hide most of the stars
+    blue = float((1 - back.min(axis=2) / np.maximum(value, 0.01)).mean())
+    if value.mean() < 0.4 and (stars >= 5 or blue > 0.65):  # things may hide every star; the sky's deep blue stays
         return "night"
     if abs(float(value[0, 0] - value[-1, 0])) > 0.12:
         return "gradient"
