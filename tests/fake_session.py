@@ -1,6 +1,6 @@
 """A session in memory that draws plain coloured pictures: stands in for loophil.session.Session where a test is about the page alone.
 
-A test double only: nothing in the product can reach it. It refuses what the real one refuses, and learns by counting: each rated group makes a version.
+A test double only: nothing in the product can reach it. It refuses what the real one refuses, and learns by counting: a rated group, a version.
 """
 
 import dataclasses

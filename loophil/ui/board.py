@@ -99,14 +99,15 @@ class Board:
         batch = sent.get("batch") or []
         entries = batch[:LARGEST_BATCH] if isinstance(batch, list) else []
         guest = not self.access.may_teach(request)
+        said: Answer = {}
         try:
             rater = GUEST if guest else self.access.board_rater(request, parse.text(sent.get("rater"), "rater"))
-            said = {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
+            said |= {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
             if sent.get("undo") and not guest:
                 said |= self._undo(rater)
             said |= self._ahead(rater)
         except LoopHILError as error:
-            said = {"notice": sentence(error)}
+            said |= {"notice": sentence(error)}
         if sent.get("hello"):
             said["prompts"] = list(self.session.prompts[:PROMPTS_OFFERED])
         return {**said, "guest": guest}, self.bar(request)

@@ -1,7 +1,7 @@
 """The page put together: the unseen endpoints, a bar, four tabs, one timer. What a component does in the browser is in static/.
 
 Each component is a gr.HTML whose template never holds a user's text: its JavaScript writes texts by `textContent`, because Gradio runs templates
-as JavaScript and inserts values as HTML. Light events pass the queue (`queue=False`) and any number runs at once, so nobody waits for another's drawing.
+as JavaScript and inserts values as HTML. Light events go past the queue (`queue=False`) and any number runs at once: nobody waits for another.
 """
 
 from pathlib import Path
@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "static"
 TICK = 1.5  # seconds between two looks at the loop's snapshot
 WAITING = 64  # jobs in the queue of those that wait for the worker
-LIGHT: dict[str, Any] = {
-    "queue": False,
-    "concurrency_limit": None,
-    "trigger_mode": "multiple",
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}
-SLOW: dict[str, Any] = {"concurrency_limit": AT_ONCE, "show_progress": "hidden", "api_visibility": "private"}
+UNSEEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+LIGHT = UNSEEN | {"queue": False, "concurrency_limit": None, "trigger_mode": "multiple"}
+SLOW = UNSEEN | {"concurrency_limit": AT_ONCE}
 
 
 class Page(gr.Blocks):  # type: ignore[misc]  # gradio is not read by the type checker
