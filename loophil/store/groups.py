@@ -87,7 +87,7 @@ class Groups(Connection):
         return found[0]
 
     def unrated_groups(self, rater: str | None, *, newest: int | None = None, min_version: int = 0) -> list[Group]:
-        """Groups that this rater has not answered (None: that nobody has), oldest first; only the `newest` so many, drawn by `min_version` or later."""
+        """Groups that this rater has not answered (None: that nobody has), oldest first: the `newest` so many, drawn by `min_version` or later."""
         return self._groups(
             """SELECT * FROM group_images WHERE number IN (
                 SELECT number FROM groups g WHERE kind = 'person' AND policy_version >= ? AND id NOT IN (SELECT group_id FROM dropped)
