@@ -1,0 +1,134 @@
+"""The front door: reads the settings, opens the run and serves the page. The same file is what a Hugging Face Space runs.
+
+`python app.py --help` lists the knobs. Exit codes: 0 stopped on request, 69 port taken, 73 run cannot be opened, 78 settings cannot work.
+
+The page is served before torch is imported (the worker does that), because torch and diffusers take seconds that a person would look at nothing.
+LoopHIL has its own uvicorn: `launch()` of Gradio dies on SIGTERM without closing anything.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from types import FrameType
+
+from loophil import __version__
+from loophil.config import Settings, is_public
+from loophil.errors import ConfigError, RunError
+
+log = logging.getLogger("loophil")
+
+TAKEN, RUN, CONFIG = 69, 73, 78  # exit codes of sysexits.h
+GRACE = 5  # seconds that open connections get when the server stops
+LEARN_MORE = "Press the number of the best picture, then of the worst; after a dozen groups look at Compare. Ctrl+C stops, and nothing is lost."
+
+
+def main(argv: list[str]) -> int:
+    """Serves until SIGINT or SIGTERM; the exit code."""
+    signal.signal(signal.SIGTERM, stop_now)
+    prepare_process()
+    try:
+        settings = for_space(Settings.read(argv))
+        door = listen(settings.host, settings.port)
+    except ConfigError as error:
+        return complain(CONFIG, *str(error).removesuffix(".").split("; "))
+    except OSError as error:
+        return complain(TAKEN, str(error))
+    try:
+        with closing(door):
+            serve(settings, door)
+    except ConfigError as error:
+        return complain(CONFIG, *str(error).removesuffix(".").split("; "))
+    except RunError as error:
+        return complain(RUN, str(error))
+    except KeyboardInterrupt:
+        log.info("stopped by Ctrl+C")
+    return 0
+
+
+def stop_now(_: int, __: FrameType | None) -> None:
+    """SIGTERM while nothing is served yet, or after the server has stopped: leave through every `finally`."""
+    raise SystemExit(0)
+
+
+def complain(code: int, *faults: str) -> int:
+    """One line for each fault."""
+    for fault in faults:
+        print(f"loophil: {fault.rstrip('.')}.", file=sys.stderr)
+    return code
+
+
+def prepare_process() -> None:
+    """What has to be so before torch and Gradio are imported: threads that do not spin, memory that is not handed back, no telemetry.
+
+    Between two denoising steps glibc gives every large buffer back to the kernel and takes it again, page fault by page fault: up to half of the time
+    on a CPU. The worker is a thread, so it must also use the main arena: the others are unmapped whenever they are empty.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if platform.libc_ver()[0] == "glibc":
+        mallopt: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+            mallopt(parameter, value)
+
+
+def for_space(settings: Settings) -> Settings:
+    """On a Space the page has to be on all addresses, unless somebody said otherwise."""
+    if "SPACE_ID" in os.environ and "host" not in settings.model_fields_set:
+        return settings.model_copy(update={"host": "0.0.0.0"})
+    return settings
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, taken before anything else is done, so that a taken port is said at once. OSError with one sentence."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        door = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        raise OSError(f"Cannot listen on {host} port {port} ({error.strerror}); stop what is there, or choose another with --port.") from error
+    return door
+
+
+def serve(settings: Settings, door: socket.socket) -> None:
+    """Opens the run and serves the page on `door` until a signal comes. Raises ConfigError or RunError."""
+    import uvicorn
+
+    from loophil.build import build
+    from loophil.ui import mount
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(welcome(settings, session.status().run, door.getsockname()[1]), flush=True)
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    session = build(settings)
+    try:
+        app = mount(session, settings)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=400)
+        asyncio.run(Server(config).serve([door]))
+    finally:
+        session.close()
+
+
+def welcome(settings: Settings, run: str, port: int) -> str:
+    """What to do next, and, where strangers may come, who may teach."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else f"[{settings.host}]" if ":" in settings.host else settings.host
+    lines = [f"LoopHIL {__version__}, run '{run}', model {settings.model}", f"Open http://{host}:{port}", LEARN_MORE]
+    if is_public(settings) and not settings.public and not settings.auth and "SPACE_ID" not in os.environ:
+        lines.append("Strangers may look, but nobody can sign in to rate: start with --auth name:password, or with --public to let everybody rate.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
