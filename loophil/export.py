@@ -106,10 +106,7 @@ def export(adapter: Adapter, format: str, to: Path, *, pictures: Sequence[Before
         single = {} if format == "kohya" else {f"{name}.zip": _zip(files)}
         _write(stage / "folder", files)
         _write(stage / "single", single)
-        _publish_folder(stage / "folder", to / name, files)
-        for file in single:
-            os.replace(stage / "single" / file, to / file)
-        _sync(to)
+        _publish(stage, to, name, files)
     return to / next(iter(single), f"{name}/{name}.safetensors")
 
 
@@ -368,13 +365,16 @@ def _holds(folder: Path, files: Files) -> bool:
     return found.keys() == files.keys() and all(path.read_bytes() == files[name] for name, path in found.items())
 
 
-def _publish_folder(staged: Path, target: Path, files: Files) -> None:
-    """Rename into place. An older export of the same name is moved away whole first: what is visible is complete or absent."""
-    if target.is_dir():
-        if _holds(target, files):
-            return
-        os.rename(target, staged.with_name("old"))
-    os.rename(staged, target)
+def _publish(stage: Path, to: Path, name: str, files: Files) -> None:
+    """Rename into place. An older folder of the same name is moved away whole first: what is visible is complete or absent."""
+    target = to / name
+    if not target.is_dir() or not _holds(target, files):
+        if target.is_dir():
+            os.rename(target, stage / "old")
+        os.rename(stage / "folder", target)
+    for single in (stage / "single").iterdir():
+        os.replace(single, to / single.name)
+    _sync(to)
 
 
 def _sync(folder: Path) -> None:
