@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version as Release
+from PIL import Image
 
 from loophil.config import knobs
 from loophil.types import Status, UpdateStats
@@ -115,11 +116,24 @@ def test_endpoint_table_is_what_the_page_serves() -> None:
     assert set(first_column(section("Contracts"))) == named
 
 
+def test_reward_of_the_example_works(tmp_path: Path) -> None:
+    """Two pictures, one of them red: the example in the README scores the red one 1 and the blue one 0."""
+    from rewards import load, score_safely
+
+    example = re.search(r"```python\n(.*?)```", section("Rewards"), re.DOTALL)
+    assert example
+    (tmp_path / "redness.py").write_text(example[1])
+    reward = load(f"{tmp_path / 'redness.py'}:redness")
+    scores, reason = score_safely(reward, [Image.new("RGB", (4, 4), color) for color in ("red", "blue")], ["a", "b"])
+    assert (scores.value.tolist(), reason, reward.scale) == ([1.0, 0.0], None, 0.1)
+
+
 def test_export_formats_are_those_of_the_code() -> None:
     from loophil.export import FORMATS
+    from loophil.session import FORMATS as OFFERED
 
     row = next(line for line in section("Contracts").splitlines() if line.startswith("| `/export`"))
-    assert set(re.findall(r'"(\w+)"', row)) == set(FORMATS)
+    assert set(re.findall(r'"(\w+)"', row)) == set(FORMATS) == set(OFFERED)
 
 
 def test_every_number_that_is_logged_is_explained() -> None:

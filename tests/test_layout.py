@@ -144,10 +144,10 @@ def test_page_and_storage_never_import_torch(path: Path) -> None:
     assert packages(path) & {"torch", "torchvision", "open_clip", "transformers", "diffusers", "peft"} == set()
 
 
-def test_settings_records_and_store_load_without_torch() -> None:
-    """The page is served before torch is imported, so nothing on the ground floor may pull it in behind the walls above."""
-    code = "import sys, loophil.config, loophil.types, loophil.store, loophil.prompts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+def test_page_is_there_before_torch() -> None:
+    """Torch takes seconds to import, which is the worker's business: nothing that opens the run or serves the page may wait for it."""
+    code = "import sys, app, loophil.build, loophil.ui, loophil.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
 
 
 @each_product_file
@@ -168,8 +168,9 @@ def test_nothing_reads_or_writes_pickles(path: Path) -> None:
 
 @each_code_file
 def test_modules_say_what_they_are_and_stay_small(path: Path) -> None:
-    assert ast.get_docstring(tree(path)) or not (ROOT / path).read_text("utf-8").strip()
-    assert len((ROOT / path).read_text("utf-8").splitlines()) <= MAX_MODULE
+    lines = len((ROOT / path).read_text("utf-8").splitlines())
+    assert ast.get_docstring(tree(path)) or lines == 0
+    assert lines <= MAX_MODULE
 
 
 @each_code_file
