@@ -368,6 +368,7 @@ def test_unrated_groups_are_those_that_this_rater_has_not_answered(store: Store)
     store.drop_group(dropped.id)
     assert store.unrated_groups("ann") == [undone, old, new]
     assert store.unrated_groups("bob") == [rated, skipped, undone, old, new]
+    assert store.unrated_groups(None) == [undone, old, new]
     assert store.unrated_groups("ann", newest=2) == [old, new]
     assert store.unrated_groups("ann", min_version=1) == [new]
 
@@ -383,8 +384,8 @@ def test_reopening_gives_the_same_unrated_groups(runs: Path) -> None:
 
 def test_dropped_group_loses_its_files_and_cannot_be_rated(store: Store) -> None:
     group = draw(store)
-    store.drop_group(group.id)
-    store.drop_group(group.id)
+    assert store.drop_group(group.id)
+    assert store.drop_group(group.id)
     assert [*store.images.iterdir(), *(store.path / "transitions").iterdir()] == []
     with pytest.raises(UnknownGroup, match="was dropped"):
         store.rate(stars(group, 1, 2, 3, 4), 0)
@@ -392,12 +393,12 @@ def test_dropped_group_loses_its_files_and_cannot_be_rated(store: Store) -> None
     assert store.counts().groups == 0
 
 
-def test_answered_group_cannot_be_dropped(store: Store) -> None:
+def test_answered_group_is_not_dropped(store: Store) -> None:
     group = draw(store)
     store.rate(stars(group, 1, 2, 3, 4), 0)
-    with pytest.raises(InvalidInput, match="was answered"):
-        store.drop_group(group.id)
+    assert not store.drop_group(group.id)
     assert store.transitions_path(group.id).exists()
+    assert current(store, group) == {"ann": [1, 2, 3, 4]}
 
 
 def test_dropped_transitions_free_their_space_only(store: Store) -> None:

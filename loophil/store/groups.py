@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loophil.errors import InvalidInput, UnknownGroup
+from loophil.errors import UnknownGroup
 from loophil.store.connection import Connection
 from loophil.store.files import sync, sync_folder, write_file
 from loophil.types import DrawSettings, Group, ImageRef
@@ -87,7 +87,10 @@ class Groups(Connection):
         return found[0]
 
     def unrated_groups(self, rater: str | None, *, newest: int | None = None, min_version: int = 0) -> list[Group]:
-        """Groups that this rater has not answered (None: that nobody has), oldest first: the `newest` so many, drawn by `min_version` or later."""
+        """Groups for a person that this rater (None = anyone) has not answered, oldest first; dropped ones left out.
+
+        Only the `newest` so many, and only those drawn by version `min_version` or later.
+        """
         return self._groups(
             """SELECT * FROM group_images WHERE number IN (
                 SELECT number FROM groups g WHERE kind = 'person' AND policy_version >= ? AND id NOT IN (SELECT group_id FROM dropped)
@@ -98,14 +101,18 @@ class Groups(Connection):
             -1 if newest is None else newest,
         )
 
-    def drop_group(self, group_id: str) -> None:
-        """Gives up a group that nobody has seen: it is never shown or learned from; its files go, its rows stay."""
+    def drop_group(self, group_id: str) -> bool:
+        """Gives up a group that nobody has seen: never shown, never learned from; its files go, its rows stay.
+
+        False, and nothing is changed, if somebody answered it after all: a rating may come in at any moment.
+        """
         group = self.group(group_id)
         with self._write():
             if self._rows("SELECT 1 FROM acts WHERE group_id = ?", group.id):
-                raise InvalidInput(f"Group {group.id} was answered: it stays. Drop only groups that were never shown.")
+                return False
             self._db.execute("INSERT INTO dropped VALUES (?, ?) ON CONFLICT DO NOTHING", (group.id, time.time()))
         self._remove_files(group)
+        return True
 
     def transitions_path(self, group_id: str) -> Path:
         """Where the group's transitions are; there is no such file once they were dropped."""
