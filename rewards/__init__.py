@@ -1,0 +1,45 @@
+"""Reward models by name. Adding one: a file with a class like those of `base.Reward`, and a line in REWARDS.
+
+    load("jpeg")                       one of REWARDS
+    load("mine.py:darkness")           any function (images, prompts) -> one number for each picture, None = missing
+
+Nothing is imported before it is asked for: a reward may need torch, open_clip or a gigabyte of weights.
+"""
+
+from collections.abc import Callable
+
+from rewards.base import Reward, RewardError, Scores, score_safely
+
+__all__ = ["REWARDS", "Reward", "RewardError", "Scores", "load", "score_safely"]
+
+
+def _clip_score(device: str) -> Reward:
+    from rewards.clip_score import ClipScore
+
+    return ClipScore(device=device)
+
+
+def _jpeg(_device: str) -> Reward:
+    from rewards.jpeg import Jpeg
+
+    return Jpeg()
+
+
+def _scene_check(_device: str) -> Reward:
+    from rewards.scene_check import SceneCheck
+
+    return SceneCheck()
+
+
+REWARDS: dict[str, Callable[[str], Reward]] = {"clip_score": _clip_score, "jpeg": _jpeg, "scene_check": _scene_check}
+
+
+def load(name: str, *, device: str = "cpu") -> Reward:
+    """The reward model of that name, on a torch device. RewardError: no such reward, file or function, or weights missing."""
+    if name in REWARDS:
+        return REWARDS[name](device)
+    if ".py:" in name:
+        from rewards.function import Function
+
+        return Function.load(name)
+    raise RewardError(f"Unknown reward '{name}'. Choose from: {', '.join(sorted(REWARDS))}; or name your own as FILE.py:FUNCTION.")
