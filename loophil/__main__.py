@@ -1,8 +1,8 @@
 """The loop without a page: simulated raters with figures, reward models alone, and export.
 
-    python -m loophil simulate --rater FILE.py:NAME --clicks N [--run NAME] [--seed S] [--out FILE.jsonl] [knobs]
-    python -m loophil tune --rewards clip_score=1 --updates N [--run NAME] [knobs]
-    python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knobs]
+python -m loophil simulate --rater FILE.py:NAME --clicks N [--run NAME] [--seed S] [--out FILE.jsonl] [knobs]
+python -m loophil tune --rewards clip_score=1 --updates N [--run NAME] [knobs]
+python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knobs]
 """
 
 from __future__ import annotations
@@ -120,7 +120,12 @@ class Simulation:
         figures = self.session.measure(lambda engine: self.examiner.measure(engine.sampler))
         self.measuring += time.monotonic() - before
         status = self.session.status()
-        line = {"clicks": self.clicks, "images": self.images, "updates": status.updates, "seconds": round(time.monotonic() - self.began - self.measuring, 1)}
+        line = {
+            "clicks": self.clicks,
+            "images": self.images,
+            "updates": status.updates,
+            "seconds": round(time.monotonic() - self.began - self.measuring, 1),
+        }
         line |= {name: None if value is None else round(value, 4) for name, value in asdict(figures).items()}
         print(json.dumps(line), file=self.out, flush=True)
 

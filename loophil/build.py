@@ -29,11 +29,8 @@ PICTURED_SEED = 42
 
 def build(settings: Settings) -> Session:
     """An open session that begins to load its model in the background. Raises ConfigError or RunError."""
-    from rewards import check, nominal_scale
-
     prompts = load_prompts(settings.draw.prompts)
-    check(settings.rewards)
-    scales = {name: nominal_scale(name) for name in settings.rewards}
+    scales = reward_scales(settings)
     store = open_run(
         settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
     )
@@ -41,6 +38,24 @@ def build(settings: Settings) -> Session:
     loop = Loop(store, settings, source, lambda: load_engine(settings), scales)
     loop.start()
     return Session(loop, lambda engine, format: export_adapter(engine, format, store, settings, source.prompts))
+
+
+def reward_scales(settings: Settings) -> dict[str, float]:
+    """{reward: nominal spread} of the rewards asked for; ConfigError for one that does not exist."""
+    from rewards import RewardError, scale_of
+
+    try:
+        return {name: scale_of(name) for name in settings.rewards}
+    except RewardError as error:
+        raise ConfigError(str(error)) from None
+
+
+def follows(image: Image.Image, prompt: str) -> float | None:
+    """Share of a prompt's stated attributes that a picture confirms; None where the picture world cannot read the prompt."""
+    from rewards import load
+
+    value = load("scene_check").score([image], [prompt]).value[0]
+    return float(value) if np.isfinite(value) else None
 
 
 def measured_prompts(settings: Settings) -> list[str]:

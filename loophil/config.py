@@ -51,7 +51,9 @@ class Learn(Section):
 
     objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW step size.")
-    clip_nats: float = Field(1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D).")
+    clip_nats: float = Field(
+        1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D)."
+    )
     dropout_nats: float = Field(8.0, gt=0, description="Transitions whose log-ratio is further from 0 than this many nats per step are left out.")
     kl_cap_nats: float = Field(4.0, gt=0, description="An update stops once its approximate KL passes this many nats per step.")
     timestep_fraction: float = Field(0.5, gt=0, le=1, description="Share of the denoising steps that LOOP trains, the early, noisy ones first.")
@@ -92,7 +94,9 @@ class Settings(BaseSettings):
     public: bool = Field(False, description="Let everybody who can reach the page rate and change the run.")
     auth: str = Field("", description="Sign-in for a public page: name:password pairs, comma-separated; empty = none.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the run: prompts, noise and updates follow from it.")
-    rewards: Annotated[dict[str, float], NoDecode] = Field(default_factory=dict, description="Reward models and weights: name=weight, comma-separated; empty = ratings alone.")
+    rewards: Annotated[dict[str, float], NoDecode] = Field(
+        default_factory=dict, description="Reward models and weights: name=weight, comma-separated; empty = ratings alone."
+    )
     draw: Draw = Draw()
     lora: Lora = Lora()
     learn: Learn = Learn()
@@ -127,8 +131,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and the environment only: no .env file, no secrets folder."""
         return init_settings, env_settings
 
     @classmethod
@@ -142,7 +152,7 @@ class Settings(BaseSettings):
                 source: CliSettingsSource[Any] = CliSettingsSource(
                     cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=True, cli_implicit_flags=True, cli_prog_name="app.py"
                 )
-                settings = cls(_cli_settings_source=source, **given)  # type: ignore[call-arg]
+                settings = cls(_cli_settings_source=source, **given) 
         except ValidationError as error:
             faults += [_sentence(fault) for fault in error.errors()]
         if faults:

@@ -4,6 +4,7 @@ Only facts; the policy acts on them. Stable Diffusion 1.x and 2.x (and the embed
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from loophil.errors import ConfigError
 
@@ -13,13 +14,12 @@ class Family:
     """One kind of pipeline. `component` is the attribute that denoises and carries the LoRA."""
 
     name: str
-    component: str
-    kohya_prefix: str
+    component: Literal["unet", "transformer"]
     architecture: str  # as ModelSpec names it
 
 
 FAMILIES = {
-    "StableDiffusionPipeline": Family("Stable Diffusion 1.x/2.x", "unet", "lora_unet", "stable-diffusion-v1/lora"),
+    "StableDiffusionPipeline": Family("Stable Diffusion 1.x/2.x", "unet", "stable-diffusion-v1"),
 }
 
 

@@ -19,9 +19,7 @@ from loophil.types import Lesson, SourceValues
 HUMAN_SCALE = 1.0  # one star
 
 
-def lessons_of(
-    taught: Sequence[Taught], *, learn: Learn, rewards: Mapping[str, float], scales: Mapping[str, float], version: int
-) -> list[Lesson]:
+def lessons_of(taught: Sequence[Taught], *, learn: Learn, rewards: Mapping[str, float], scales: Mapping[str, float], version: int) -> list[Lesson]:
     """One lesson per group, in the order given, which must be the order of drawing.
 
     rewards   {reward: weight}, those of weight 0 or unknown are left out;  scales: {reward: nominal spread};  version: the published one

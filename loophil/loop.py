@@ -28,7 +28,7 @@ from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource
 from loophil.store import Store
 from loophil.types import Drawing, DrawSettings, Group, Lesson, Status, UpdateStats, Version
-from loophil.worker import Job, Stopped, Worker
+from loophil.worker import Job, Worker
 
 if TYPE_CHECKING:
     from loophil.policy import Policy
@@ -107,7 +107,14 @@ class Loop:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, prompts: PromptSource, load: Callable[[], Engine], scales: Mapping[str, float], *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        settings: Settings,
+        prompts: PromptSource,
+        load: Callable[[], Engine],
+        scales: Mapping[str, float],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
         self._load, self._scales, self._clock = load, scales, clock
@@ -293,7 +300,11 @@ class Loop:
 
     def _lessons(self, newest: int) -> list[Lesson]:
         return lessons_of(
-            self.store.learnable_groups(newest), learn=self.settings.learn, rewards=self.settings.rewards, scales=self._scales, version=self.status.policy_version
+            self.store.learnable_groups(newest),
+            learn=self.settings.learn,
+            rewards=self.settings.rewards,
+            scales=self._scales,
+            version=self.status.policy_version,
         )
 
     # ---- the work; everything below runs in the worker ----

@@ -6,6 +6,7 @@ rating. Everything here runs in the worker thread, the only owner of the device.
 
 import contextlib
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ Embeddings = tuple[torch.Tensor, torch.Tensor]
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" -> cuda, else mps, else cpu; a device that is not there is a ConfigError."""
+    """ "auto" -> cuda, else mps, else cpu; a device that is not there is a ConfigError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
@@ -63,8 +64,8 @@ class Policy:
         self.lora = lora
         self.version = 0
         self.family = family_of(type(pipeline).__name__)
-        self.denoiser: torch.nn.Module = getattr(pipeline, self.family.component)
-        self.device = self.denoiser.device
+        self.denoiser: Any = getattr(pipeline, self.family.component)
+        self.device: torch.device = self.denoiser.device
         self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
@@ -72,12 +73,15 @@ class Policy:
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets, init_lora_weights=True)
         with _seeded(seed):
             for name in (PUBLISHED, LEARNER):
-                self.denoiser.add_adapter(config, adapter_name=name)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+                    self.denoiser.add_adapter(config, adapter_name=name)
         for name in (PUBLISHED, LEARNER):
             for parameter in self._adapter(name).values():
                 parameter.data = parameter.data.float()
         self._copy(self._adapter(LEARNER), PUBLISHED)
         self._initial = self.weights(PUBLISHED)
+        self._learned = self.parameters()
         self._active = ""
         self._activate(PUBLISHED)
 
@@ -123,6 +127,8 @@ class Policy:
             if self._active in ("", BASE):
                 self.denoiser.enable_adapters()
             self.denoiser.set_adapter(who)
+        for parameter in self._learned:  # peft freezes an adapter that is not active, and its gradients would be lost with it
+            parameter.requires_grad_(True)
         self._active = who
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
@@ -135,7 +141,8 @@ class Policy:
         positive, negative = (e if len(e) == n else e.expand(n, -1, -1) for e in embeddings)
         latents = latents.to(self.dtype)
         if guidance_scale <= 1:
-            return self.denoiser(latents, timestep, encoder_hidden_states=positive, return_dict=False)[0]
+            output: torch.Tensor = self.denoiser(latents, timestep, encoder_hidden_states=positive, return_dict=False)[0]
+            return output
         both = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
         output = self.denoiser(torch.cat([latents, latents]), both, encoder_hidden_states=torch.cat([negative, positive]), return_dict=False)[0]
         unconditional, conditional = output.chunk(2)

@@ -59,7 +59,7 @@ class Session:
         prompt = clean_prompt(prompt)
         if not prompt and (group := self._loop.take()):
             return group
-        group = self._wait(self._loop.draw(prompt))
+        group: Group = self._wait(self._loop.draw(prompt))
         self._loop.take(group.id)
         return group
 
@@ -84,7 +84,8 @@ class Session:
         prompt = clean_prompt(prompt)
         if not prompt:
             raise InvalidInput("A comparison needs a prompt: type what is to be drawn.")
-        return self._wait(self._loop.compare(prompt, _seed(seed)))
+        base, tuned = self._wait(self._loop.compare(prompt, _seed(seed)))
+        return base, tuned
 
     def strip(self) -> list[tuple[int, str]]:
         """[(version, picture file)] of one fixed prompt and seed, oldest version first."""

@@ -176,7 +176,10 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Writes optimizer.safetensors and rng.safetensors: with the adapter, all that resuming needs."""
         slots = self.optimizer.state_dict()["state"]
-        save_file({f"{i}.{name}": torch.as_tensor(value).cpu() for i, state in slots.items() for name, value in state.items()}, folder / "optimizer.safetensors")
+        save_file(
+            {f"{i}.{name}": torch.as_tensor(value).cpu() for i, state in slots.items() for name, value in state.items()},
+            folder / "optimizer.safetensors",
+        )
         save_file({"rng": self.rng.get_state()}, folder / "rng.safetensors")
 
     def load(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 // overwrite each other, until the server has acknowledged its id. The server answers with the groups that come next and a revision.
 const PREFIX = `loophil.${find('.lh-board').dataset.run}.`;
 const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120;  // ms for which a finished choice stays in view
+const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
 const KINDS = { KeyT: 'tie', KeyG: 'good', KeyB: 'bad', KeyS: 'skip' };
 
@@ -228,9 +229,9 @@ function tell() {
 function hint() {
   if (leaving) return '\u00a0';
   if (!current) return waiting();
-  if (stars.length) return 'Give the others stars too, or press Enter to keep only these.';
-  if (best !== null) return `And the worst? Press its number, or Enter for best only.`;
-  return `Which is the best? Press 1 to ${order.length}, or click. Or give stars.`;
+  if (stars.length) return TOUCH ? 'Give the others stars too, or tap Done.' : 'Give the others stars too, or press Enter to keep only these.';
+  if (best !== null) return TOUCH ? 'And the worst? Tap it, or tap Best only.' : 'And the worst? Press its number, or Enter for best only.';
+  return TOUCH ? 'Which is the best? Tap it. Or give stars.' : `Which is the best? Press 1 to ${order.length}, or click. Or give stars.`;
 }
 
 function waiting() {
