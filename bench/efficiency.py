@@ -1,0 +1,83 @@
+"""What a person's clicks bring: win rate, effect, diversity and prompt-following against rated images, by simulated tastes.
+
+    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both]
+
+Each part is one `python -m loophil simulate` whose lines are kept in bench/out/; parts that are there are not run again.
+Prints medians over tastes and seeds with n, so that a stopped bench can go on another day.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parent / "out"
+TASTES = Path(__file__).parent / "tastes.py"
+VARIANTS = {
+    "loop": ("--learn.forward-passes", "0", "--learn.trajectory-passes", "2"),
+    "both": (),
+}
+COLUMNS = ("win_rate", "effect", "diversity", "prompt_following", "base_prompt_following", "seconds")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the parts that are missing, then prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tastes", default="brightness,warmth,contrast")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--clicks", type=int, default=256)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
+    given, knobs = parser.parse_known_args(argv)
+    OUT.mkdir(exist_ok=True)
+    for variant in given.variants.split(","):
+        for seed in given.seeds.split(","):
+            for taste in given.tastes.split(","):
+                path = OUT / f"{variant}-{taste}-{seed}-{given.clicks}.jsonl"
+                if not given.table and not path.exists():
+                    _part(path, taste, seed, given.clicks, [*VARIANTS[variant], *knobs])
+    print(table(sorted(OUT.glob(f"*-{given.clicks}.jsonl"))))
+    return 0
+
+
+def _part(path: Path, taste: str, seed: str, clicks: int, knobs: list[str]) -> None:
+    staging = path.with_suffix(".part")
+    staging.unlink(missing_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "loophil",
+        "simulate",
+        "--rater",
+        f"{TASTES}:{taste}",
+        "--clicks",
+        str(clicks),
+        "--seed",
+        seed,
+        "--out",
+        str(staging),
+    ]
+    subprocess.run([*command, *knobs], check=True)
+    staging.rename(path)
+
+
+def table(paths: list[Path]) -> str:
+    """A Markdown table: medians by variant and clicks."""
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for path in paths:
+        variant = path.name.split("-")[0]
+        for line in path.read_text().splitlines():
+            figures = json.loads(line)
+            rows[variant, figures["clicks"] // 16 * 16].append(figures)
+    lines = ["| variant | clicks | n | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for (variant, clicks), figures in sorted(rows.items()):
+        cells = []
+        for column in COLUMNS:
+            known = [f[column] for f in figures if f[column] is not None]
+            cells.append(f"{statistics.median(known):.2f}" if known else "")
+        lines.append(f"| {variant} | {clicks} | {len(figures)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
