@@ -3,14 +3,15 @@
     load("jpeg")                       one of REWARDS
     load("mine.py:darkness")           any function (images, prompts) -> one number for each picture, None = missing
 
-Nothing is imported before it is asked for: a reward may need torch, open_clip or a gigabyte of weights.
+Nothing is imported before it is asked for, and weights are read at the first score: a reward may need torch, open_clip or a
+gigabyte of them. So a name is checked, and its scale known, at once.
 """
 
 from collections.abc import Callable
 
 from rewards.base import Reward, RewardError, Scores, score_safely
 
-__all__ = ["REWARDS", "Reward", "RewardError", "Scores", "load", "score_safely"]
+__all__ = ["REWARDS", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
 
 
 def _clip_score(device: str) -> Reward:
@@ -35,7 +36,7 @@ REWARDS: dict[str, Callable[[str], Reward]] = {"clip_score": _clip_score, "jpeg"
 
 
 def load(name: str, *, device: str = "cpu") -> Reward:
-    """The reward model of that name, on a torch device. RewardError: no such reward, file or function, or weights missing."""
+    """The reward model of that name, on a torch device. RewardError: no such reward, file or function."""
     if name in REWARDS:
         return REWARDS[name](device)
     if ".py:" in name:
@@ -43,3 +44,8 @@ def load(name: str, *, device: str = "cpu") -> Reward:
 
         return Function.load(name)
     raise RewardError(f"Unknown reward '{name}'. Choose from: {', '.join(sorted(REWARDS))}; or name your own as FILE.py:FUNCTION.")
+
+
+def scale_of(name: str) -> float:
+    """The nominal spread of a reward, without its weights. RewardError as `load`."""
+    return load(name).scale

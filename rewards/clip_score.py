@@ -5,23 +5,26 @@ prompt and one model only.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from rewards.base import Scores
-from rewards.features import EMBEDDED, shared_features
 
 
+@dataclass(frozen=True)
 class ClipScore:
-    """Cosine -1..1 of picture and prompt, by any model of `rewards.features`."""
+    """Cosine -1..1 of picture and prompt, by any model of `rewards.features`, loaded at the first score; None = the embedded one."""
 
-    name = "clip_score"
-    scale = 0.03
-
-    def __init__(self, model: str = EMBEDDED, *, device: str = "cpu") -> None:
-        self._features = shared_features(model, device=device)
+    model: str | None = None
+    device: str = "cpu"
+    name: str = "clip_score"
+    scale: float = 0.03
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
-        seen, meant = self._features.images(images), self._features.texts(prompts)  # (n, d) each
+        from rewards import features  # torch and open_clip take seconds to import: not before somebody wants a score
+
+        shared = features.shared_features(self.model or features.EMBEDDED, device=self.device)
+        seen, meant = shared.images(images), shared.texts(prompts)  # (n, d) each
         return Scores(np.einsum("nd,nd->n", seen, meant))

@@ -5,6 +5,8 @@ open_clip is the real one, with a model of a few thousand random weights in a fo
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data.scenes import Scene, Style, Thing, render
-from rewards import REWARDS, Reward, RewardError, Scores, features, load, score_safely
+from rewards import REWARDS, RewardError, Scores, features, load, scale_of, score_safely
 from rewards.clip_score import ClipScore
 from rewards.features import Features, shared_features
 from rewards.jpeg import Jpeg
@@ -41,11 +43,15 @@ def test_unknown_reward_names_the_known_ones_sorted() -> None:
     assert list(REWARDS) == sorted(REWARDS)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "scene_check"])
+@pytest.mark.parametrize("name", REWARDS)
 def test_rewards_carry_the_name_they_are_loaded_by_and_a_scale(name: str) -> None:
-    reward = load(name)
-    assert reward.name == name
-    assert reward.scale > 0
+    assert load(name).name == name
+    assert scale_of(name) == load(name).scale > 0
+
+
+def test_names_and_scales_are_known_without_torch() -> None:
+    code = "import sys, rewards; [rewards.scale_of(n) for n in rewards.REWARDS]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_function_in_a_file_is_a_reward(tmp_path: Path) -> None:
@@ -236,9 +242,15 @@ def test_rewards_share_one_model(clip: Path) -> None:
 
 def test_clip_score_of_the_registry_reads_the_embedded_folder(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(features.EMBEDDED).parts[-2:] == ("data", "clip")
-    monkeypatch.setattr(ClipScore.__init__, "__defaults__", (str(clip),))
-    reward: Reward = load("clip_score")
-    assert np.isfinite(reward.score([GREY], ["grey"]).value).all()
+    monkeypatch.setattr(features, "EMBEDDED", str(clip))
+    assert np.isfinite(load("clip_score").score([GREY], ["grey"]).value).all()
+
+
+def test_clip_score_without_its_weights_is_missing_with_a_reason(tmp_path: Path) -> None:
+    scores, why = score_safely(ClipScore(str(tmp_path)), [GREY], ["grey"])
+    assert np.isnan(scores.value).all()
+    assert why is not None
+    assert "has no safetensors file" in why
 
 
 def test_local_dir_prefix_is_open_clips_own(clip: Path) -> None:
