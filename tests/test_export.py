@@ -340,6 +340,10 @@ def test_no_path_and_no_rater_leaks(format: str, small: Adapter, tmp_path: Path,
     files = [archive, *(path for path in (home / "exports" / f"first-v7-{format}").rglob("*") if path.is_file())]
     assert len(files) >= 5
     assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
+    thumbnail = header(weights_file(home / "exports" / f"first-v7-{format}"))["modelspec.thumbnail"].split(",")[1]
+    encoded = [path.read_bytes() for path in files if path.suffix == ".png"] + [base64.b64decode(thumbnail)]
+    assert len(encoded) == 3
+    assert [Image.open(io.BytesIO(image)).info.keys() & picture.info.keys() for image in encoded] == [set()] * 3  # a profile is compressed
     card = (home / "exports" / f"first-v7-{format}" / "README.md").read_text()
     assert front_matter(card)["base_model"] == "mine"
     assert "human 1, taste.py:blue 0.5, t.py:red 0.5" in card
@@ -467,9 +471,12 @@ def killed_at(line: int, adapter: Adapter, to: Path, functions: tuple[str, ...])
     """Export in a child that is killed before the n-th line it runs in these functions; False = it came through."""
     child = os.fork()
     if child == 0:
-        _kill_self_at(line, functions)
-        export(adapter, "diffusers", to)
-        os._exit(0)
+        try:
+            _kill_self_at(line, functions)
+            export(adapter, "diffusers", to)
+            os._exit(0)
+        finally:  # an error must not carry on with the tests in the child
+            os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
     return os.WIFSIGNALED(status)
