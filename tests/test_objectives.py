@@ -115,17 +115,19 @@ def test_nats_per_step_become_the_field_s_own_numbers() -> None:
 
 
 def test_stats_are_what_they_say() -> None:
-    log_probs, old = at_ratios(1.5, 1.05, 0.5, 1.5, 0.95, 0.5)
-    _, stats = loop(log_probs, old, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0]), clip_range=EPS)
+    ratios = (1.5, 1.05, 0.5, 1.0, 0.5, 0.5)  # mean 5.05 / 6
+    _, stats = loop(*at_ratios(*ratios), torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0]), clip_range=EPS)
     assert not stats.log_ratio.requires_grad
-    logged = stats.summary(dims=10)
-    assert logged["ratio_mean"] == pytest.approx(1.0)
-    assert logged["ratio_std"] == pytest.approx(math.sqrt((4 * 0.5**2 + 2 * 0.05**2) / 6))
-    assert logged["clipfrac_pos"] == pytest.approx(1 / 3)  # 1.5 of 1.5, 1.05, 0.5
-    assert logged["clipfrac_neg"] == pytest.approx(1 / 3)  # 0.5 of 1.5, 0.95, 0.5
-    squares = [math.log(r) ** 2 for r in (1.5, 1.05, 0.5, 1.5, 0.95, 0.5)]
-    assert logged["approx_kl"] == pytest.approx(100 * sum(squares) / 6 / 2)
-    assert logged["kept"] == 1
+    assert stats.summary(dims=10) == pytest.approx(
+        {
+            "ratio_mean": 5.05 / 6,
+            "ratio_std": math.sqrt(sum((r - 5.05 / 6) ** 2 for r in ratios) / 6),
+            "clipfrac_pos": 1 / 3,  # 1.5 of 1.5, 1.05, 0.5
+            "clipfrac_neg": 2 / 3,  # 0.5, 0.5 of 1, 0.5, 0.5
+            "approx_kl": sum((10 * math.log(r)) ** 2 for r in ratios) / 6 / 2,
+            "kept": 1.0,
+        }
+    )
 
 
 def test_without_a_clip_nothing_is_cut_off() -> None:
