@@ -41,6 +41,7 @@ WORK = HERE.parent / ".training"
 BASE, CLIP = HERE / "base", HERE / "clip"
 TEXT_LENGTH, TEXT_WIDTH = 32, 192
 PICTURES = 32_768
+LATENT_PICTURES = 20_480
 BATCH = {"vae": 20, "unet": 64, "clip": 96}
 LEARNING_RATE = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 AVERAGE = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
@@ -205,7 +206,10 @@ def _timed(stage: Stage, minutes: float) -> Iterator[tuple[torch.Generator, floa
     while (elapsed := (time.monotonic() - start) / 60) < minutes:
         yield torch.Generator().manual_seed(1_000_003 * stage.step + 7), min(1.0, 0.03 + 3 * (1 - elapsed / minutes))
         if stage.step % 25 == 0:
-            print(f"{stage.name} step {stage.step}  {(stage.step - first) / elapsed if elapsed else 0:.1f} steps/min  {minutes - elapsed:.0f} min left", flush=True)
+            print(
+                f"{stage.name} step {stage.step}  {(stage.step - first) / elapsed if elapsed else 0:.1f} steps/min  {minutes - elapsed:.0f} min left",
+                flush=True,
+            )
         if time.monotonic() - saved > 240:
             stage.save()
             saved = time.monotonic()
@@ -250,7 +254,7 @@ def vae_loss(model: AutoencoderKL, x: torch.Tensor, generator: torch.Generator) 
     error = y - x
     # Red against green is rare and faint in the mean error, and is learned last or never unless it is asked for.
     opponent = torch.stack([error[:, 0] - error[:, 1], error[:, 1] - error[:, 2]])
-    return error.abs().mean() + 3 * error.square().mean() + 3 * opponent.square().mean() + 0.5 * edges + 1e-4 * latents.square().mean()
+    return error.abs().mean() + 3 * error.square().mean() + 3 * opponent.square().mean() + edges + 1e-4 * latents.square().mean()
 
 
 def train_vae(minutes: float, device: torch.device) -> None:
@@ -365,18 +369,18 @@ def new_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def latents(device: torch.device) -> tuple[torch.Tensor, float]:
-    """((PICTURES, 8, 8, 8) latents of unit standard deviation, the scaling factor), encoded once and kept."""
+    """((LATENT_PICTURES, C, 8, 8) latents of unit standard deviation, the scaling factor), encoded once and kept."""
     path = WORK / "latents.safetensors"
     if not path.exists():
         model = Stage.open("vae", new_vae(), device).averaged()
         data = pictures()
         parts = []
-        for i in range(0, PICTURES, 256):
-            parts.append(model.encode(_to_tensor(data[i : i + 256], device)).latent_dist.mean.cpu())
+        for i in range(0, LATENT_PICTURES, 128):
+            parts.append(model.encode(_to_tensor(data[i : i + 128], device)).latent_dist.mean.cpu())
             if i % 4096 == 0:
-                print(f"encoded {i} of {PICTURES}", flush=True)
+                print(f"encoded {i} of {LATENT_PICTURES}", flush=True)
         raw = torch.cat(parts)
-        save_file({"latents": (raw / raw.std()).half(), "scale": 1 / raw.std()}, path)
+        save_file({"latents": (raw / raw.std()).half().contiguous(), "scale": 1 / raw.std()}, path)
     kept = load_file(path)
     return kept["latents"], float(kept["scale"])
 
@@ -412,7 +416,7 @@ def train_unet(minutes: float, device: torch.device) -> None:
     stage = Stage.open("unet", model, device)
     alphas = new_scheduler().alphas_cumprod
     for generator, pace in _timed(stage, minutes):
-        rows = torch.randint(PICTURES, (BATCH["unet"],), generator=generator)
+        rows = torch.randint(LATENT_PICTURES, (BATCH["unet"],), generator=generator)
         rng = np.random.default_rng(stage.step)
         texts = ["" if rng.random() < 0.1 else training_caption(int(i), rng) for i in rows]
         loss = model.loss(x0[rows].float().to(device), _tokens(tokenizer, texts, device), alphas, generator)
@@ -426,11 +430,21 @@ def train_unet(minutes: float, device: torch.device) -> None:
 
 def one_changed(stated: Scene, rng: np.random.Generator) -> Scene:
     """The statement with one of its attributes changed to another value."""
-    places: list[tuple[int, str]] = [(i, name) for i, t in enumerate(stated.things) for name in ("shape", "color", "texture", "size") if getattr(t, name)]
+    places: list[tuple[int, str]] = [
+        (i, name) for i, t in enumerate(stated.things) for name in ("shape", "color", "texture", "size") if getattr(t, name)
+    ]
     places += [(-1, name) for name in ("relation", "background") if getattr(stated, name)]
     places += [(0, "count")] if len(stated.things) == 1 else []
     i, name = places[int(rng.integers(len(places)))]
-    values = {"shape": SHAPES, "color": COLORS, "texture": TEXTURES, "size": SIZES, "relation": RELATIONS, "background": BACKGROUNDS, "count": range(1, MAX_COUNT + 1)}[name]
+    values = {
+        "shape": SHAPES,
+        "color": COLORS,
+        "texture": TEXTURES,
+        "size": SIZES,
+        "relation": RELATIONS,
+        "background": BACKGROUNDS,
+        "count": range(1, MAX_COUNT + 1),
+    }[name]
     owner = stated if i < 0 else stated.things[i]
     value = rng.choice([v for v in values if v != getattr(owner, name)])
     if i < 0:
@@ -445,7 +459,14 @@ def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
         "model_cfg": {
             "embed_dim": 128,
             "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "patch_size": 8, "head_width": 32},
-            "text_cfg": {"context_length": TEXT_LENGTH, "vocab_size": len(tokenizer), "width": 192, "heads": 6, "layers": 3, "hf_tokenizer_name": "clip"},
+            "text_cfg": {
+                "context_length": TEXT_LENGTH,
+                "vocab_size": len(tokenizer),
+                "width": 192,
+                "heads": 6,
+                "layers": 3,
+                "hf_tokenizer_name": "clip",
+            },
         },
         "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"},
     }
@@ -535,7 +556,9 @@ def sheet(device: torch.device) -> None:
     drawn = []
     for i, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(i)
-        made = pipeline(prompt, num_images_per_prompt=4, num_inference_steps=12, guidance_scale=3.0, eta=1.0, height=64, width=64, generator=generator)
+        made = pipeline(
+            prompt, num_images_per_prompt=4, num_inference_steps=12, guidance_scale=3.0, eta=1.0, height=64, width=64, generator=generator
+        )
         drawn += [np.asarray(picture) for picture in made.images]
     _picture_grid(np.stack(drawn), 12).save(WORK / "sheet.png")
 
