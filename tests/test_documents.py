@@ -17,6 +17,7 @@ from packaging.version import Version as Release
 from PIL import Image
 
 from loophil.config import knobs
+from loophil.evaluation import Figures
 from loophil.types import Status, UpdateStats
 from tests.conftest import find_chromium
 
@@ -138,6 +139,7 @@ def test_export_formats_are_those_of_the_code() -> None:
 
 def test_every_number_that_is_logged_is_explained() -> None:
     fields = {field.name for field in dataclasses.fields(UpdateStats)}
+    assert {field.name for field in dataclasses.fields(Figures)} < set(SIMULATED)
     assert set(first_column(section("Metrics"))) == fields | set(SIMULATED)
 
 
