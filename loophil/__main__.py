@@ -8,7 +8,6 @@ python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knob
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from loophil.build import build, follows, load_rater, measured_prompts
 from loophil.config import Settings
 from loophil.errors import ConfigError, LoopHILError, RunError
 from loophil.evaluation import Examiner
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def simulate(given: argparse.Namespace, knobs: list[str]) -> int:
     """A session without a page, as fast as the machine allows. Without --run, in a temporary run that is removed."""
-    rater = load_callable(given.rater)
+    rater = load_rater(given.rater)
     settings = _inline(Settings.read(knobs))
     throwaway = None
     if settings.run is None:
@@ -83,8 +83,6 @@ class Simulation:
     """A rater at work on a session, and the figures at its checkpoints. Measuring does not count as time and never teaches."""
 
     def __init__(self, session: Session, settings: Settings, rater: Rater, out: IO[str]) -> None:
-        from loophil.build import follows, measured_prompts
-
         self.session, self.rater, self.out = session, rater, out
         self.rng = np.random.default_rng((settings.seed, 23))
         utility = getattr(rater, "utility", None) or (lambda image, prompt: 0.0)
@@ -120,7 +118,7 @@ class Simulation:
         figures = self.session.measure(lambda engine: self.examiner.measure(engine.sampler))
         self.measuring += time.monotonic() - before
         status = self.session.status()
-        line = {
+        line: dict[str, Any] = {
             "clicks": self.clicks,
             "images": self.images,
             "updates": status.updates,
@@ -157,21 +155,6 @@ def export(given: argparse.Namespace, knobs: list[str]) -> int:
     return 0
 
 
-def load_callable(where: str) -> Any:
-    """The object NAME of FILE.py, given as FILE.py:NAME."""
-    file, _, name = where.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise ConfigError(f"'{where}' is not FILE.py:NAME with a file that exists.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ConfigError(f"{path.name} has no '{name}'.")
-    return getattr(module, name)
-
-
 def _inline(settings: Settings) -> Settings:
     return settings.model_copy(update={"loop": settings.loop.model_copy(update={"threaded": False})})
 
@@ -180,8 +163,6 @@ class _open:
     """A session that is closed at the end of the block."""
 
     def __init__(self, settings: Settings) -> None:
-        from loophil.build import build
-
         self.session = build(settings)
 
     def __enter__(self) -> Session:

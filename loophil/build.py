@@ -50,6 +50,17 @@ def reward_scales(settings: Settings) -> dict[str, float]:
         raise ConfigError(str(error)) from None
 
 
+def load_rater(where: str) -> Callable[..., Any]:
+    """The simulated person NAME of FILE.py, given as FILE.py:NAME; ConfigError where there is none."""
+    from rewards import RewardError
+    from rewards.function import Function
+
+    try:
+        return Function.load(where).function
+    except RewardError as error:
+        raise ConfigError(f"--rater {where}: {error}") from None
+
+
 def follows(image: Image.Image, prompt: str) -> float | None:
     """Share of a prompt's stated attributes that a picture confirms; None where the picture world cannot read the prompt."""
     from rewards import load
@@ -60,7 +71,8 @@ def follows(image: Image.Image, prompt: str) -> float | None:
 
 def measured_prompts(settings: Settings) -> list[str]:
     """The 24 prompts of the run's list that it never trains on."""
-    return held_out(load_prompts(settings.draw.prompts))[1]
+    _, measured = held_out(load_prompts(settings.draw.prompts))
+    return measured
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -94,11 +106,12 @@ def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], 
         made = {}
         for name in settings.rewards:
             try:
-                reward = loaded.setdefault(name, load(name, device=device)) if name not in loaded else loaded[name]
-            except Exception as error:
+                if name not in loaded:
+                    loaded[name] = load(name, device=device)
+            except Exception as error:  # a reward is anybody's code: whatever it raises must not stop the loop
                 made[name] = (np.full(len(images), np.nan), f"{name} cannot be loaded: {error}")
                 continue
-            scores, reason = score_safely(reward, list(images), list(prompts))
+            scores, reason = score_safely(loaded[name], images, prompts)
             made[name] = (scores.value, reason or "")
         return made
 
@@ -120,13 +133,14 @@ def export_adapter(engine: Engine, format: str, store: Store, settings: Settings
         rank=settings.lora.rank,
         alpha=settings.lora.alpha,
         targets=tuple(policy.targets),
-        base_model=settings.model,
+        base_model="loophil-embedded" if settings.model == "embedded" else settings.model,
         revision=_revision(settings),
+        licence="apache-2.0" if settings.model == "embedded" else "other",
         version=version.number,
         ratings=version.ratings,
         run=store.name,
         resolution=pictures[0].base.width if pictures else 512,
-        architecture=policy.family.architecture,
+        architecture="loophil-embedded" if settings.model == "embedded" else policy.family.architecture,
         created=version.created,
         updates=counts.updates,
         rewards={"human": settings.learn.human_weight, **settings.rewards},

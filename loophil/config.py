@@ -152,7 +152,7 @@ class Settings(BaseSettings):
                 source: CliSettingsSource[Any] = CliSettingsSource(
                     cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=True, cli_implicit_flags=True, cli_prog_name="app.py"
                 )
-                settings = cls(_cli_settings_source=source, **given) 
+                settings = cls(_cli_settings_source=source, **given)
         except ValidationError as error:
             faults += [_sentence(fault) for fault in error.errors()]
         if faults:

@@ -54,7 +54,7 @@ def _scale(name: str, function: Any) -> float:
 def _module(path: Path) -> ModuleType:
     """The file run as a module of its own; it is listed in sys.modules while it lives, as dataclasses in it need."""
     if not path.is_file():
-        raise RewardError(f"There is no file {path} to take a reward from.")
+        raise RewardError(f"There is no file {path}.")
     name = f"reward_{path.stem}_{crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
