@@ -520,6 +520,8 @@ def test_newest_act_of_a_rater_counts_and_history_is_kept(store: Store) -> None:
 def test_undo_brings_back_what_counted_before(store: Store) -> None:
     group = draw(store)
     store.rate(stars(group, 1, 1, 1, 1), 0)
+    with pytest.raises(InvalidInput, match="bob has nothing to undo"):
+        store.rate(undo(group, "bob"), 0)
     store.rate(stars(group, 5, 5, 5, 5, rater="bob"), 0)
     store.rate(stars(group, 2, 2, 2, 2), 0)
     assert store.rate(undo(group), 0) == Receipt(act=4, rated=0, policy_version=0, pending=1)
