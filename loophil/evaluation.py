@@ -32,13 +32,13 @@ class Figures:
 
     win_rate: float
     effect: float
-    diversity: float
+    diversity: float | None
     prompt_following: float | None
     base_prompt_following: float | None
 
 
 class Examiner:
-    """Held-out prompts x fixed seeds, drawn by the base once and by the published adapter at each measurement."""
+    """Held-out prompts x at least two fixed seeds, drawn by the base once and by the published adapter at each measurement."""
 
     def __init__(self, prompts: Sequence[str], settings: DrawSettings, utility: Utility, follows: Follows, *, seeds: Sequence[int] = SEEDS) -> None:
         self.prompts, self.settings, self.seeds = tuple(prompts), settings, tuple(seeds)
@@ -58,11 +58,11 @@ class Examiner:
 
     def compare(self, base: Pictures, tuned: Pictures) -> Figures:
         """Figures of two sets of pictures of the same prompts and seeds."""
-        before, after = self._values(base), self._values(tuned)
+        before, after, base_spread = self._values(base), self._values(tuned), spread(base)
         return Figures(
             win_rate=win_rate(before, after),
             effect=effect(before, after),
-            diversity=spread(tuned) / spread(base),
+            diversity=spread(tuned) / base_spread if base_spread > 0 else None,
             prompt_following=self._following(tuned),
             base_prompt_following=self._following(base),
         )
@@ -82,7 +82,7 @@ def win_rate(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> float:
 
 
 def effect(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> float:
-    """mean(tuned - base) / pooled within-prompt standard deviation of base (ddof 1); both (prompts, seeds). 0 where base has no spread."""
+    """mean(tuned - base) / pooled within-prompt standard deviation of base (ddof 1); both (prompts, seeds >= 2). 0 where base has no spread."""
     std = float(np.sqrt(base.var(axis=1, ddof=1).mean()))
     return float((tuned - base).mean() / std) if std > 0 else 0.0
 

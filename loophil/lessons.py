@@ -6,6 +6,7 @@ It trains nothing. Plain numpy.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,13 @@ def lessons_of(taught: Sequence[Taught], *, learn: Learn, rewards: Mapping[str, 
     """
     groups = [_sources(each, learn.human_weight, rewards, scales) for each in taught]
     stds = _pooled(groups)
-    moments: dict[tuple[str, str], Moments] = defaultdict(Moments)
+    baseline = _Baseline(learn.objective, stds)
     lessons = []
     for each, sources in zip(taught, groups, strict=True):
         k = len(each.group.images)
         advantages, shares = np.zeros(k), dict[str, float]()
         if sources:
-            advantage = _baseline(learn.objective, each.group.prompt, moments)
-            advantages, shares = mix(sources, stds, learn.advantage_clip, advantage=advantage)
+            advantages, shares = mix(sources, stds, learn.advantage_clip, advantage=partial(baseline.advantages, prompt=each.group.prompt))
         lessons.append(Lesson(each.group, advantages, shares, version - each.group.policy_version, each.acts, each.fresh))
     return lessons
 
@@ -54,19 +54,25 @@ def _pooled(groups: Sequence[Sequence[SourceValues]]) -> dict[str, float]:
     return {name: pooled_std(each, scale[name]) for name, each in values.items()}
 
 
-class _baseline:
-    """The advantage of one source's values in one group, by the objective: see the table in objectives.py."""
+class _Baseline:
+    """A source's own advantages in one group, by the objective: see the table in objectives.py. Remembers what came before.
 
-    def __init__(self, objective: str, prompt: str, moments: dict[tuple[str, str], Moments]) -> None:
-        self.objective, self.prompt, self.moments = objective, prompt, moments
+    `mix` divides by the source's pooled standard deviation (`stds`), which is the unit of the leave-one-out and the running-mean
+    baselines. PPO's is the standard deviation of the prompt, so what is handed to `mix` is multiplied by the other beforehand.
+    """
 
-    def __call__(self, source: SourceValues) -> NDArray[np.float64]:
+    def __init__(self, objective: str, stds: Mapping[str, float]) -> None:
+        self.objective, self.stds = objective, stds
+        self.moments: dict[tuple[str, str], Moments] = defaultdict(Moments)
+
+    def advantages(self, source: SourceValues, *, prompt: str) -> NDArray[np.float64]:
+        """(k,), before they are divided by the source's pooled standard deviation."""
         if self.objective == "reinforce":
             past = self.moments[source.source, ""]
             self.moments[source.source, ""] = past.add(source.values)
             return minus_mean(source.values, past)
         if self.objective == "ppo":
-            now = self.moments[source.source, self.prompt].add(source.values)
-            self.moments[source.source, self.prompt] = now
-            return standardize(source.values, now) * now.std
+            key = source.source, prompt
+            self.moments[key] = self.moments[key].add(source.values)
+            return standardize(source.values, self.moments[key]) * self.stds[source.source]
         return leave_one_out(source.values)

@@ -16,14 +16,16 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from loophil.config import Lora
 from loophil.errors import ConfigError
-from loophil.families import family_of
+from loophil.families import Family, family_of
 
 LEARNER, PUBLISHED, BASE = "learner", "published", "base"
 CACHED_PROMPTS = 256
+DEFAULT_TARGETS = Lora().targets
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,7 +46,7 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, torch_dtype=dtype, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
     pipeline.set_progress_bar_config(disable=True)
@@ -63,27 +65,33 @@ class Policy:
         self.pipeline = pipeline
         self.lora = lora
         self.version = 0
-        self.family = family_of(type(pipeline).__name__)
+        self.family = _family(pipeline)
         self.denoiser: Any = getattr(pipeline, self.family.component)
         self.device: torch.device = self.denoiser.device
         self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets, init_lora_weights=True)
-        with _seeded(seed):
-            for name in (PUBLISHED, LEARNER):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+        self._add_adapters(seed)
+        self._initial = self.weights(PUBLISHED)
+        self._learned = [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
+        self._active = ""
+        self._activate(PUBLISHED)
+
+    def _add_adapters(self, seed: int) -> None:
+        """Both adapters with the same weights, float32; lora_B is 0, so that they change nothing yet."""
+        config = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=self.targets, init_lora_weights=True)
+        with _seeded(seed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+            try:
+                for name in (PUBLISHED, LEARNER):
                     self.denoiser.add_adapter(config, adapter_name=name)
+            except ValueError as error:  # peft: no module has such a name, or it is of a kind that takes no LoRA
+                raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {DEFAULT_TARGETS}.") from error
         for name in (PUBLISHED, LEARNER):
             for parameter in self._adapter(name).values():
                 parameter.data = parameter.data.float()
         self._copy(self._adapter(LEARNER), PUBLISHED)
-        self._initial = self.weights(PUBLISHED)
-        self._learned = self.parameters()
-        self._active = ""
-        self._activate(PUBLISHED)
 
     @property
     def targets(self) -> list[str]:
@@ -93,8 +101,9 @@ class Policy:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent at the model's own size."""
-        config = self.denoiser.config
-        return config.in_channels, config.sample_size, config.sample_size
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.denoiser.config.in_channels, height, width
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,7 +179,7 @@ class Policy:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The learner's LoRA matrices, in a fixed order."""
-        return [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
+        return list(self._learned)
 
     def weights(self, who: str = PUBLISHED) -> dict[str, torch.Tensor]:
         """A copy of an adapter: bare peft keys ("....to_q.lora_A.weight"), float32, on the CPU."""
@@ -196,9 +205,13 @@ class Policy:
         self._copy(weights, PUBLISHED)
         self.version = version
 
+    def train_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """The learner goes on from these weights; what draws stays."""
+        self._copy(weights, LEARNER)
+
     def discard(self) -> None:
         """The learner goes back to the published weights: an update was thrown away."""
-        self._copy(self._adapter(PUBLISHED), LEARNER)
+        self.train_from(self._adapter(PUBLISHED))
 
     def write(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
         """Keeps an adapter's weights as safetensors."""
@@ -229,14 +242,17 @@ class Policy:
                 value.copy_(weights[key])
 
 
+def _family(pipeline: Any) -> Family:
+    """The family of a pipeline; ConfigError where it is not supported."""
+    unet, scheduler = (getattr(pipeline, part, None) for part in ("unet", "scheduler"))
+    width = getattr(getattr(unet, "config", None), "cross_attention_dim", 0)
+    prediction = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
+    return family_of(type(pipeline).__name__, text_width=width, prediction_type=prediction)
+
+
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Torch's global generator seeded within the block, restored after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def model_name(model: str) -> str:
-    """What to call a base model in public: a Hub id as it is, a folder by its last part."""
-    return Path(model).name if Path(model).exists() else model

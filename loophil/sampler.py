@@ -6,14 +6,14 @@ nothing; the old log-probabilities are those of drawing time and are never compu
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from loophil.policy import PUBLISHED, Policy
+from loophil.errors import LearningError
+from loophil.policy import BASE, PUBLISHED, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, trainable
 from loophil.types import Drawing, DrawSettings, Trajectory
 
@@ -38,14 +38,17 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str = PUBLISHED) -> Drawing:
-        """k = len(seeds) images of `prompt`; image i depends on seeds[i] alone, not on its siblings."""
+        """k = len(seeds) images of `prompt`; image i depends on seeds[i] alone, not on its siblings.
+
+        Raises LearningError where the model gives numbers that are not finite: nothing of it may be shown or learned from.
+        """
         policy, k = self.policy, len(seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         embeddings = policy.encode_prompt(prompt, settings.negative_prompt)
         trained = self.trained_steps(settings)
         timesteps = self.schedule.timesteps(settings.num_inference_steps)
         latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings[0].dtype) * self.schedule.init_noise_sigma
-        chain, log_probs = [latents], []
+        chain, log_probs = [latents], [torch.zeros(k, 0, device=policy.device)]
         with policy.acting(who):
             for timestep in timesteps.to(policy.device):
                 output = policy.predict(latents, timestep, embeddings, settings.guidance_scale)
@@ -54,14 +57,17 @@ class Sampler:
                 )
                 if len(chain) <= trained:
                     chain.append(latents)
-                    log_probs.append(log_prob)
+                    log_probs.append(log_prob[:, None])
+        if not torch.isfinite(latents).all():
+            raise LearningError(f"The {who} model (version {policy.version}) drew numbers that are not finite: roll back to an earlier version.")
         trajectory = Trajectory(
             latents=torch.stack(chain, dim=1).cpu(),
-            log_probs=torch.stack(log_probs, dim=1).cpu(),
+            log_probs=torch.cat(log_probs, dim=1).cpu(),
             timesteps=timesteps[:trained].clone(),
             clean_latents=latents.cpu(),
         )
-        return Drawing(prompt, settings, tuple(seeds), policy.version, tuple(policy.decode(latents)), trajectory)
+        version = 0 if who == BASE else policy.version
+        return Drawing(prompt, settings, tuple(seeds), version, tuple(policy.decode(latents)), trajectory)
 
     def pictures(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str) -> list[Image.Image]:
         """The pictures alone, for comparisons."""
@@ -69,7 +75,7 @@ class Sampler:
 
     def write(self, trajectory: Trajectory, path: Path) -> None:
         """Keeps a trajectory as safetensors: the trained transitions and the clean latents, nothing else."""
-        save_file({name: tensor.contiguous() for name, tensor in asdict(trajectory).items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in vars(trajectory).items()}, path)
 
     def read(self, path: Path) -> Trajectory:
         """A trajectory that `write` kept."""
@@ -77,4 +83,9 @@ class Sampler:
 
     def clean_only(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory without its transitions (S = 0): all that the forward process needs, small enough to keep in memory."""
-        return replace(trajectory, latents=trajectory.latents[:, :1], log_probs=trajectory.log_probs[:, :0], timesteps=trajectory.timesteps[:0])
+        return Trajectory(  # copies: a view would keep the whole chain alive
+            latents=trajectory.latents[:, :1].clone(),
+            log_probs=trajectory.log_probs[:, :0].clone(),
+            timesteps=trajectory.timesteps[:0].clone(),
+            clean_latents=trajectory.clean_latents.clone(),
+        )

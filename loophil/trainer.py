@@ -4,8 +4,9 @@ An update has two parts on the same advantages:
 1. the trajectory objective (LOOP by default) on the stored transitions of groups young enough, each transition once a pass;
 2. the forward-process objective on the clean latents of all groups, however old: so that no rating is ever used up.
 
-Both accumulate gradients over micro-batches (their size changes memory, not the result) and yield between them, so that a
-waiting person's drawing can slip in. Nothing non-finite reaches the weights: the learner goes back to what is published.
+Each part has an AdamW of its own: their gradients differ by orders of magnitude, and one that sets the other's step size would
+silence it. Both accumulate gradients over micro-batches (their size changes memory, not the result) and yield between them, so that
+a waiting person's drawing can slip in. Nothing non-finite reaches the weights: the learner goes back to where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from loophil.scheduler import Schedule, randn, step_with_log_prob
 from loophil.types import Lesson, Trajectory, UpdateStats
 
 Steps = Generator[None, None, UpdateStats]
+TRAJECTORY, FORWARD = "trajectory", "forward"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """A lesson with its stored tensors and prompt embeddings, ready for the device. `trajectory.latents` may be empty (S = 0)."""
 
@@ -45,7 +47,7 @@ class Example:
 
 
 class Trainer:
-    """AdamW on the learner's LoRA. `rng` drives the times and the noise of the forward process and is part of what is saved."""
+    """AdamW on the learner's LoRA, one for each part. `rng` drives the times and the noise of the forward process; all of it is saved."""
 
     def __init__(self, policy: Policy, schedule: Schedule, learn: Learn, *, seed: int = 0) -> None:
         self.policy = policy
@@ -55,8 +57,11 @@ class Trainer:
         self.restart()
 
     def restart(self) -> None:
-        """A fresh optimizer, as for version 0."""
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.learn.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        """Fresh optimizers, as for version 0."""
+        self.optimizers = {
+            part: torch.optim.AdamW(self.policy.parameters(), lr=self.learn.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+            for part in (TRAJECTORY, FORWARD)
+        }
 
     def example(self, lesson: Lesson, trajectory: Trajectory) -> Example:
         """A lesson made ready: its tensors and its prompt's embeddings."""
@@ -64,48 +69,58 @@ class Trainer:
         return Example(lesson, trajectory, self.policy.encode_prompt(group.prompt, group.settings.negative_prompt))
 
     def update(self, examples: Sequence[Example]) -> Steps:
-        """Trains the learner on all examples; yields between micro-batches, returns UpdateStats.
+        """Trains the learner on all examples; yields between micro-batches, returns UpdateStats. Groups without an advantage are left out.
 
-        Raises LearningError, with the learner and the optimizer as they were, when anything is not finite.
+        Raises LearningError when anything is not finite; then, as after any other exception, the learner and the optimizers are what they
+        were before (the rng is not: a second try meets other noise). Closed half-way, it leaves the learner as far as it got: discard it.
         """
         started = time.monotonic()
-        before = copy.deepcopy(self.optimizer.state_dict())
         telling = [e for e in examples if bool((e.advantages != 0).any())]
         young = [e for e in telling if e.lesson.age <= self.learn.max_staleness and e.trajectory.log_probs.shape[1]]
-        meter = _Meter(self.policy.dimensions)
+        meter = _Meter()
+        weights = self.policy.weights(LEARNER)
+        states = {part: copy.deepcopy(optimizer.state_dict()) for part, optimizer in self.optimizers.items()}
         try:
-            for _ in range(self.learn.trajectory_passes if young else 0):
-                yield from self._trajectory_pass(young, meter)
-                if meter.approx_kl > self.learn.kl_cap_nats:
+            for example in telling:
+                _refuse_non_finite(example)
+            for number in range(self.learn.trajectory_passes if young else 0):
+                if not (yield from self._trajectory_pass(young, meter, first=number == 0)):
                     break
             for _ in range(self.learn.forward_passes if telling else 0):
                 yield from self._forward_pass(telling, meter)
-        except LearningError:
-            self.policy.discard()
-            self.optimizer.load_state_dict(before)
+        except Exception:
+            self.policy.train_from(weights)
+            for part, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(states[part])
             raise
         return meter.stats(examples, young, time.monotonic() - started)
 
-    def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[None]:
-        """One optimizer step of the trajectory objective over every transition of every example."""
+    def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter, *, first: bool) -> Generator[None, None, bool]:
+        """One optimizer step of the trajectory objective over every transition of every example; whether it was taken.
+
+        It is not where sample dropout left nothing, nor, after the first pass, where the KL has passed its cap.
+        """
         learn, D = self.learn, self.policy.dimensions
         objective = OBJECTIVES[learn.objective]
         total = sum(e.trajectory.log_probs.numel() for e in examples)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers[TRAJECTORY].zero_grad(set_to_none=True)
         joined: ObjectiveStats | None = None
+        loss_sum = 0.0
         for example in examples:
             for rows, steps in _micro_batches(example, learn.micro_batch):
                 log_probs, old = self._score(example, rows, steps)
                 mask = sample_dropout(log_probs, old, per_dimension(learn.dropout_nats, D))
                 advantages = example.advantages[rows].to(log_probs.device)
                 loss, stats = objective(log_probs, old, advantages, clip_range=per_dimension(learn.clip_nats, D), mask=mask, total=total)
-                # The objective's gradient is D times smaller than the log-density's: undone here, so that the step size does not depend on D.
-                self._backward(loss * D, meter)
+                loss_sum += self._backward(loss)
                 joined = stats if joined is None else joined + stats
                 yield
-        if joined is not None:
-            meter.trajectory(joined)
-        self._step(meter)
+        assert joined is not None  # an example that tells has an image with an advantage
+        meter.summary = joined.summary(D)
+        if not meter.summary["kept"] or (not first and meter.summary["approx_kl"] > learn.kl_cap_nats):
+            return False
+        meter.stepped(loss_sum, self._step(TRAJECTORY))
+        return True
 
     def _score(self, example: Example, rows: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(log_probs, old_log_probs), each (n, 1): transitions `steps` of images `rows` under the learner, and as stored."""
@@ -120,98 +135,129 @@ class Trainer:
         return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None]
 
     def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[None]:
-        """One optimizer step of the forward-process objective on `forward_batch` noised images.
+        """One optimizer step of the forward-process objective on `forward_batch` noised images."""
+        batch = self._noised(examples)
+        n = len(batch.advantages)
+        self.optimizers[FORWARD].zero_grad(set_to_none=True)
+        loss_sum = 0.0
+        for rows in torch.arange(n, device=self.policy.device).split(self.learn.micro_batch):
+            loss_sum += self._backward(self._forward_loss(batch, rows).sum() / n)
+            yield
+        meter.stepped(loss_sum, self._step(FORWARD))
 
-        Groups are taken by turns at random; siblings share their time and noise, so that what they have in common cancels.
+    def _noised(self, examples: Sequence[Example]) -> _Noised:
+        """Groups by turns, those that no version has learned from first, otherwise at random; with times and noise for `forward_batch` images.
+
+        Siblings share their time and noise, so that what they have in common cancels: their advantages add up to 0.
         """
         k = max(len(e.lesson.advantages) for e in examples)
-        draws = max(1, self.learn.forward_batch // k)
         order = torch.randperm(len(examples), generator=self.rng).tolist()
-        times = _stratified(draws, self.schedule.num_train_timesteps, self.rng)
-        self.optimizer.zero_grad(set_to_none=True)
-        per_batch = max(1, self.learn.micro_batch // k)
-        drift = 0.0
-        for start in range(0, draws, per_batch):
-            chosen = [(examples[order[i % len(order)]], times[i]) for i in range(start, min(draws, start + per_batch))]
-            loss, moved = self._forward_loss(chosen)
-            self._backward(loss.sum() / (draws * k), meter)
-            drift += moved / (draws * k)
-            yield
-        meter.drift = drift
-        self._step(meter)
-
-    def _forward_loss(self, chosen: Sequence[tuple[Example, torch.Tensor]]) -> tuple[torch.Tensor, float]:
-        """Loss per image over all images of the chosen (example, time) pairs, and the summed squared drift."""
+        order.sort(key=lambda i: not examples[i].lesson.fresh)
+        turns = max(1, self.learn.forward_batch // k)
+        chosen = [examples[order[i % len(order)]] for i in range(turns)]
+        clean = [e.trajectory.clean_latents for e in chosen]
+        times = _stratified(turns, self.schedule.num_train_timesteps, self.rng)
         device = self.policy.device
-        clean = [e.trajectory.clean_latents for e, _ in chosen]
-        x0 = torch.cat(clean).to(device).float()
-        noise = torch.cat([randn(c.shape[1:], self.rng, c.device, torch.float32).expand_as(c) for c in clean]).to(device)
-        t = torch.cat([time.expand(len(c)) for (_, time), c in zip(chosen, clean, strict=True)]).to(device)
-        words = torch.cat([e.embeddings[0].expand(len(c), -1, -1) for (e, _), c in zip(chosen, clean, strict=True)])
+        return _Noised(
+            x0=torch.cat(clean).to(device).float(),
+            noise=torch.cat([randn(c.shape[1:], self.rng, c.device, torch.float32).expand_as(c) for c in clean]).to(device),
+            timesteps=torch.cat([time.expand(len(c)) for time, c in zip(times, clean, strict=True)]).to(device),
+            words=torch.cat([e.embeddings[0].expand(len(c), -1, -1) for e, c in zip(chosen, clean, strict=True)]),
+            advantages=torch.cat([e.advantages for e in chosen]).to(device),
+        )
+
+    def _forward_loss(self, batch: _Noised, rows: torch.Tensor) -> torch.Tensor:
+        """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns."""
+        x0, noise, t, words = batch.x0[rows], batch.noise[rows], batch.timesteps[rows], batch.words[rows]
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
         with torch.no_grad(), self.policy.acting(PUBLISHED):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)
-        advantages = torch.cat([e.advantages for e, _ in chosen]).to(device)
-        loss, stats = forward_process(v_theta, v_ref, self.schedule.velocity(x0, noise, t), advantages, beta=self.learn.beta)
-        return loss, float(stats["drift"].sum())
+        loss, _ = forward_process(v_theta, v_ref, self.schedule.velocity(x0, noise, t), batch.advantages[rows], beta=self.learn.beta)
+        return loss
 
-    def _backward(self, loss: torch.Tensor, meter: _Meter) -> None:
+    def _backward(self, loss: torch.Tensor) -> float:
+        """Adds the loss's gradient, times D: both losses are means over the D dimensions, whose gradients a half-precision base would lose."""
         if not torch.isfinite(loss):
             raise LearningError("The loss of an update was not finite; the update was thrown away and nothing was published.")
-        loss.backward()
-        meter.loss += float(loss.detach())
+        (loss * self.policy.dimensions).backward()
+        return float(loss.detach())
 
-    def _step(self, meter: _Meter) -> None:
+    def _step(self, part: str) -> float:
+        """One step of a part's optimizer with the gradients gathered, clipped; the norm they had before."""
         parameters = self.policy.parameters()
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self.policy.dimensions  # see _backward
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.learn.grad_clip)
         if not torch.isfinite(norm):
             raise LearningError("A gradient was not finite; the update was thrown away and nothing was published.")
-        meter.grad_norm = float(norm)
-        self.optimizer.step()
+        self.optimizers[part].step()
         if not all(bool(torch.isfinite(p).all()) for p in parameters):
             raise LearningError("A weight became non-finite; the update was thrown away and nothing was published.")
+        return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Writes optimizer.safetensors and rng.safetensors: with the adapter, all that resuming needs."""
-        slots = self.optimizer.state_dict()["state"]
-        save_file(
-            {f"{i}.{name}": torch.as_tensor(value).cpu() for i, state in slots.items() for name, value in state.items()},
-            folder / "optimizer.safetensors",
-        )
+        """Writes optimizer.safetensors and rng.safetensors: with the published adapter, all that resuming needs.
+
+        The learner's weights are in the first: with a moving average (`ema`) they are not those that are published.
+        """
+        tensors = {f"learner.{key}": value for key, value in self.policy.weights(LEARNER).items()}
+        for part, optimizer in self.optimizers.items():
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{part}.{i}.{name}": torch.as_tensor(value).cpu() for name, value in state.items()}
+        save_file(tensors, folder / "optimizer.safetensors")
         save_file({"rng": self.rng.get_state()}, folder / "rng.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Resumes what `save` wrote; where it is gone (an old version's), the optimizer starts afresh."""
+        """Resumes what `save` wrote; where it is gone (an old version's), the optimizers start afresh from the published weights."""
         self.restart()
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        self.policy.discard()
         if (folder / "optimizer.safetensors").exists():
+            learner: dict[str, torch.Tensor] = {}
+            states: dict[str, dict[int, dict[str, torch.Tensor]]] = {part: {} for part in self.optimizers}
             for key, value in load_file(folder / "optimizer.safetensors").items():
-                index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+                part, _, rest = key.partition(".")
+                if part == "learner":
+                    learner[rest] = value
+                else:
+                    index, name = rest.split(".")
+                    states[part].setdefault(int(index), {})[name] = value
+            self.policy.train_from(learner)
+            for part, optimizer in self.optimizers.items():
+                optimizer.load_state_dict({"state": states[part], "param_groups": optimizer.state_dict()["param_groups"]})
         if (folder / "rng.safetensors").exists():
             self.rng.set_state(load_file(folder / "rng.safetensors")["rng"])
 
 
-class _Meter:
-    """Gathers the numbers of one update."""
+@dataclass(frozen=True, eq=False)
+class _Noised:
+    """n images of one step of the forward process, on the device: x0, noise (n, C, H, W), timesteps (n,), words (n, L, W), advantages (n,)."""
 
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-        self.loss = self.drift = 0.0
-        self.grad_norm = self.approx_kl = math.nan
+    x0: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    words: torch.Tensor
+    advantages: torch.Tensor
+
+
+class _Meter:
+    """Gathers the numbers of one update. `summary` is that of the last trajectory pass, whether or not it led to a step."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.grad_norm = math.nan
         self.summary: dict[str, float] = {}
 
-    def trajectory(self, joined: ObjectiveStats) -> None:
-        self.summary = joined.summary(self.dimensions)
-        self.approx_kl = self.summary["approx_kl"]
+    def stepped(self, loss: float, grad_norm: float) -> None:
+        self.loss += loss
+        self.grad_norm = grad_norm
 
     def stats(self, examples: Sequence[Example], young: Sequence[Example], seconds: float) -> UpdateStats:
-        """`kept`: the share of all examples' images whose transitions were used, dropout included."""
-        images = sum(len(e.lesson.advantages) for e in examples)
-        usable = sum(len(e.lesson.advantages) for e in young)
+        """`kept` is of what no version had learned from: replays are old by nature."""
+        fresh = [e for e in examples if e.lesson.fresh]
+        usable = _images(e for e in fresh if e in young) / max(1, _images(fresh))
         shares: dict[str, float] = {}
         for example in examples:
             for source, share in example.lesson.shares.items():
@@ -222,22 +268,44 @@ class _Meter:
             ratio_std=self.summary.get("ratio_std", math.nan),
             clipfrac_pos=self.summary.get("clipfrac_pos", math.nan),
             clipfrac_neg=self.summary.get("clipfrac_neg", math.nan),
-            approx_kl=self.approx_kl,
+            approx_kl=self.summary.get("approx_kl", math.nan),
             grad_norm=self.grad_norm,
-            kept=usable / images * self.summary.get("kept", 1.0) if images else 0.0,
-            images=images,
+            kept=usable * self.summary.get("kept", 1.0),
+            images=_images(examples),
             no_signal=sum(not bool((e.advantages != 0).any()) for e in examples),
             seconds=seconds,
             shares=shares,
         )
 
 
+def _images(examples: Iterable[Example]) -> int:
+    return sum(len(e.lesson.advantages) for e in examples)
+
+
+def _refuse_non_finite(example: Example) -> None:
+    """LearningError where an advantage or a stored number is not finite."""
+    trajectory = example.trajectory
+    for name, tensor in (
+        ("an advantage", example.advantages),
+        ("a latent", trajectory.latents),
+        ("a clean latent", trajectory.clean_latents),
+        ("a log-probability", trajectory.log_probs),
+    ):
+        if not torch.isfinite(tensor).all():
+            raise LearningError(
+                f"Group {example.lesson.group.id} has {name} that is not finite; the update was thrown away and nothing was published."
+            )
+
+
 def _micro_batches(example: Example, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images, steps), each (n,), n <= size, over all transitions of the images that have an advantage."""
+    """(images, steps), each (n,), n <= size, over all transitions of the images that have an advantage.
+
+    Step by step, as they were drawn: with size k a micro-batch is the very batch of the drawing, and rho is 1 to the last bit.
+    """
     images = (example.advantages != 0).nonzero()[:, 0]
     steps = torch.arange(example.trajectory.log_probs.shape[1])
-    for pair in torch.cartesian_prod(images, steps).split(size):
-        yield pair[:, 0], pair[:, 1]
+    for pair in torch.cartesian_prod(steps, images).split(size):
+        yield pair[:, 1], pair[:, 0]
 
 
 def _stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
