@@ -24,8 +24,9 @@ from data.shapes import SHAPES, SIZE, SIZE_BOUNDS, Array, Mask, signed_distance,
 MIN_AREA = 40  # pixels; the smallest thing has 65, the largest star of a night sky 5
 MIN_OVERLAP = 0.72  # of a thing with its best template; below, the shape is "?"
 MIN_PIXELS = 8  # so many of the deepest pixels are looked at in even the thinnest thing
+MIN_PATTERN = 28  # pixels without which a pattern is not believed
 SAMPLE = 250  # pixels that are enough to tell a pattern
-EXPLAINED, CONTRAST = 0.55, 0.12  # a pattern is seen when it explains this share beyond shading, with this colour distance
+EXPLAINED, CONTRAST = 0.5, 0.09  # a pattern is seen when it explains this share beyond shading, with this colour distance
 CANVAS = np.linspace(-1.9, 1.9, 36)  # template coordinates in units of the radius of the circle of equal area
 
 
@@ -197,9 +198,10 @@ def _surface(pixels: Array, depth: Array, pose: tuple[float, float, float]) -> t
     step = 1 + len(rows) // SAMPLE
     rows, columns = rows[::step], columns[::step]
     inside = pixels[rows, columns]
-    texture, weight = _texture(inside, columns.astype(float) - x, rows.astype(float) - y, radius)
-    base = inside[weight < 0.2] if (weight < 0.2).any() else inside
-    return _color_name(np.median(base, axis=0)), texture
+    deep = depth[rows, columns]
+    texture, weight = _texture(inside, deep, (columns.astype(float) - x) / radius, (rows.astype(float) - y) / radius, radius)
+    base = (weight < 0.2) & (deep >= np.median(deep))  # where neither the pattern nor a soft outline reaches
+    return _color_name(np.median(inside[base] if base.any() else inside, axis=0)), texture
 
 
 def _outlined(pixels: Array, depth: Array) -> bool:
@@ -208,22 +210,22 @@ def _outlined(pixels: Array, depth: Array) -> bool:
     return bool(np.abs(pixels[ring].mean(axis=0) - pixels[inside].mean(axis=0)).max() > 0.13)
 
 
-def _texture(inside: Array, dx: Array, dy: Array, radius: float) -> tuple[str, Array]:
-    """The texture of (n, 3) pixels at dx, dy from the centre, and (n,) how much of its second colour each shows.
+def _texture(inside: Array, deep: Array, u: Array, v: Array, radius: float) -> tuple[str, Array]:
+    """The texture of (n, 3) pixels, `deep` below the edge at u, v radii from the centre; (n,) share of the second colour in each.
 
-    Shading is a plane and a highlight; what is left of pixels and patterns after a least-squares fit of it is compared.
+    Shading is a plane, a highlight, and a rim that reaches inside where the picture is soft. What is left of pixels and
+    patterns after a least-squares fit of it is compared.
     """
-    u, v = dx / radius, dy / radius
-    shading = np.stack([np.ones_like(u), u, v, np.exp(-((u + 0.38) ** 2 + (v + 0.42) ** 2) / 0.05)], axis=1)
+    shading = np.stack([np.ones_like(u), u, v, np.exp(-((u + 0.38) ** 2 + (v + 0.42) ** 2) / 0.05), np.minimum(deep, 4)], axis=1)
     basis, _ = np.linalg.qr(shading)
-    names, patterns = _patterns(dx, dy, radius)
+    names, patterns = _patterns(u * radius, v * radius, radius)
     left = inside - basis @ (basis.T @ inside)
     bare = patterns - basis @ (basis.T @ patterns)
     power = (bare**2).sum(axis=0)
     slopes = np.where(power[:, None] > 0.02 * len(u), bare.T @ left, 0) / np.maximum(power, 1e-9)[:, None]
     explained = (slopes**2).sum(axis=1) * power / max(float((left**2).sum()), 1e-9)
     best = int(explained.argmax())
-    if explained[best] < EXPLAINED or np.linalg.norm(slopes[best]) < CONTRAST or len(u) < 2 * MIN_PIXELS:
+    if explained[best] < EXPLAINED or np.linalg.norm(slopes[best]) < CONTRAST or len(u) < MIN_PATTERN:
         return "solid", np.zeros(len(u))
     return names[best], patterns[:, best]
 
@@ -241,7 +243,7 @@ def _patterns(dx: Array, dy: Array, radius: float) -> tuple[list[str], Array]:
 
 
 def _color_name(rgb: Array) -> str:
-    """The colour's name by hue; the bounds lie midway between the world's hues, whatever palette, warmth or brightness."""
+    """The colour's name by hue; the bounds lie between the world's hues as every palette, warmth and brightness shows them."""
     hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
     if saturation < 0.2 and value < 0.8:
         return "gray"
