@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from data.examples import held_out, one_changed
 from data.scenes import Scene, caption, check, render, sample_scene, sample_style
-from data.train_base import held_out, one_changed
 from loophil.build import load_engine
 from loophil.config import Settings
 from loophil.evaluation import wilson

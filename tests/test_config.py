@@ -1,0 +1,76 @@
+"""Settings: flags, variables and defaults; every fault in one message."""
+
+import pytest
+
+from loophil.config import Settings, is_public, knobs
+from loophil.errors import ConfigError
+
+
+def test_rewards_parse_alike_from_flag_and_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_flag = Settings.read(["--rewards", "clip_score=1,jpeg=0.2"]).rewards
+    monkeypatch.setenv("LOOPHIL_REWARDS", "clip_score=1,jpeg=0.2")
+    assert Settings.read([]).rewards == by_flag == {"clip_score": 1.0, "jpeg": 0.2}
+
+
+def test_a_reward_of_ones_own_keeps_its_colon() -> None:
+    assert Settings.read(["--rewards", "mine.py:darkness=2"]).rewards == {"mine.py:darkness": 2.0}
+
+
+def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPHIL_LEARN__BETA", "0.25")
+    assert Settings.read([]).learn.beta == 0.25
+    assert Settings.read(["--learn.beta", "0.75"]).learn.beta == 0.75
+
+
+def test_one_knob_of_a_section_leaves_the_others_at_their_defaults() -> None:
+    settings = Settings.read(["--draw.guidance-scale", "2"])
+    assert settings.draw.guidance_scale == 2.0
+    assert settings.draw.num_images_per_prompt == 4
+
+
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPHIL_REWARD", "jpeg=1")
+    with pytest.raises(ConfigError, match="LOOPHIL_REWARD is not a setting"):
+        Settings.read([])
+
+
+def test_all_faults_are_told_together() -> None:
+    with pytest.raises(ConfigError) as told:
+        Settings.read(["--learn.beta", "99", "--port", "-1", "--rewards", "jpeg"])
+    assert "learn.beta" in str(told.value)
+    assert "port" in str(told.value)
+    assert "'jpeg' is not name=weight" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--rewards", "jpeg=-1"], "reward weights must be 0 or more"),
+        (["--learn.trajectory-passes", "0", "--learn.forward-passes", "0"], "nothing would ever be learned"),
+        (["--draw.eta", "0"], "no randomness to learn from"),
+        (["--rewards", "jpeg=nan"], "finite"),
+        (["--run", "../x"], "run"),
+        (["--device", "gpu"], "device"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(flags: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Settings.read(flags)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.read([]).port = 1  # type: ignore[misc]
+
+
+def test_every_knob_has_a_sentence() -> None:
+    told = knobs()
+    assert len(told) <= 45
+    assert all(sentence.endswith(".") and len(sentence) > 10 for _, _, sentence in told)
+
+
+def test_public_is_another_host_or_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_public(Settings.read([]))
+    assert is_public(Settings.read(["--host", "0.0.0.0"]))
+    monkeypatch.setenv("SPACE_ID", "someone/loophil")
+    assert is_public(Settings.read([]))
