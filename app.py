@@ -48,13 +48,13 @@ def main(argv: list[str]) -> int:
     except RunError as error:
         return complain(RUN, str(error))
     except KeyboardInterrupt:
-        log.info("stopped by Ctrl+C")
+        log.info("stopped on request")
     return 0
 
 
 def stop_now(_: int, __: FrameType | None) -> None:
-    """SIGTERM while nothing is served yet, or after the server has stopped: leave through every `finally`."""
-    raise SystemExit(0)
+    """SIGTERM while nothing is served yet, or once more after the server has stopped (uvicorn sends it on): leave through every `finally`."""
+    raise KeyboardInterrupt
 
 
 def complain(code: int, *faults: str) -> int:
@@ -73,6 +73,8 @@ def prepare_process() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if platform.libc_ver()[0] == "glibc":
         mallopt: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
         for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
@@ -104,12 +106,16 @@ def serve(settings: Settings, door: socket.socket) -> None:
     import uvicorn
 
     from loophil.build import build
-    from loophil.ui import mount
+    from loophil.ui import hang_up, mount
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             print(welcome(settings, session.status().run, door.getsockname()[1]), flush=True)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            hang_up(app)
+            await super().shutdown(sockets)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     session = build(settings)
@@ -131,4 +137,8 @@ def welcome(settings: Settings, run: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is closed by now. A drawing that nobody waits for may still run, and Python's own exit would wait for it inside torch.
+    os._exit(exit_code)

@@ -9,6 +9,6 @@ static/                                        the components' HTML, CSS and Jav
 """
 
 from loophil.ui.page import page
-from loophil.ui.server import mount
+from loophil.ui.server import hang_up, mount
 
-__all__ = ["mount", "page"]
+__all__ = ["hang_up", "mount", "page"]

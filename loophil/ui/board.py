@@ -6,6 +6,7 @@ a refusal travels in the answer, where the component shows it as plain text.
 """
 
 import base64
+import functools
 import io
 import logging
 import threading
@@ -70,6 +71,7 @@ def read_act(sent: Any, rater: str, k: int) -> Act:
 def answering(handler: Callable[..., Answer]) -> Callable[[Any, gr.Request, gr.EventData], Answer]:
     """The handler with a LoopHIL error as `error` in its answer, and a stamp, so that the same answer twice is still news to the component."""
 
+    @functools.wraps(handler)
     def answer(self: Any, request: gr.Request, event: gr.EventData) -> Answer:
         try:
             said = handler(self, request, event)
@@ -142,7 +144,7 @@ class Board:
     def ask(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Draw this prompt next."""
         self.access.teacher(request)
-        prompt = parse.text(sent_with(event).get("prompt"), "prompt", limit=10**9)
+        prompt = sent_with(event).get("prompt") or ""
         self.session.ask(prompt)
         return {"asked": prompt}
 
@@ -174,8 +176,7 @@ class Board:
     def draw_pair(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Base and tuned, same prompt and seed."""
         sent = sent_with(event)
-        prompt = parse.text(sent.get("prompt"), "prompt", limit=10**9)
-        base, tuned = self.session.compare(prompt, parse.whole_number(sent.get("seed"), "seed"))
+        base, tuned = self.session.compare(sent.get("prompt") or "", parse.whole_number(sent.get("seed"), "seed"))
         return {"base": data_url(base), "tuned": data_url(tuned), "version": self.session.status().policy_version}
 
     @answering

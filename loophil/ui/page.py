@@ -4,6 +4,8 @@ Each component is a gr.HTML whose template never holds a user's text: its JavaSc
 as JavaScript and inserts values as HTML. Light events go past the queue (`queue=False`) and any number runs at once: nobody waits for another.
 """
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ def page(session: "Session", access: Access) -> gr.Blocks:
     with Page(title="LoopHIL", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         Contracts(session, access).attach()
         bar = component("bar")
+        if hub_sign_in():
+            gr.LoginButton(elem_classes="lh-account", size="sm")
         with gr.Tabs(elem_classes="lh-tabs"):
             with gr.Tab("Rate"):
                 rating = component("board", run=session.status().run, cards=cards(session.k))
@@ -56,6 +60,11 @@ def page(session: "Session", access: Access) -> gr.Blocks:
         export.make(board.make_file, None, export, **SLOW)
         gr.Timer(TICK).tick(board.bar, None, bar, **(LIGHT | {"trigger_mode": "once"}))
     return blocks.queue(max_size=WAITING, api_open=False)
+
+
+def hub_sign_in() -> bool:
+    """Whether this is a Space that lets people sign in with their Hugging Face account (`hf_oauth: true`, and the packages of gradio[oauth])."""
+    return {"SPACE_ID", "OAUTH_CLIENT_ID"} <= set(os.environ) and all(find_spec(package) for package in ("authlib", "itsdangerous"))
 
 
 def component(name: str, **slots: str) -> gr.HTML:

@@ -19,14 +19,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
-def text(value: Any, name: str, *, limit: int = MAX_NAME) -> str:
-    """A short string such as an id, a rater or a key; None is the empty one."""
+def text(value: Any, name: str) -> str:
+    """A short string such as an id, a rater or a key; None is the empty one. (Prompts have a door of their own in the session.)"""
     if value is None:
         return ""
     if not isinstance(value, str):
         raise InvalidInput(f"{name} must be text, not {shown(value)}.")
-    if len(value) > limit:
-        raise InvalidInput(f"{name} has {len(value):,} characters; at most {limit:,} are taken.")
+    if len(value) > MAX_NAME:
+        raise InvalidInput(f"{name} has {len(value):,} characters; at most {MAX_NAME} are taken.")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise InvalidInput(f"{name} holds half a character (a lone surrogate), which cannot be stored: send whole Unicode text.")
     return value
