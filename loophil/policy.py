@@ -88,6 +88,7 @@ class Policy:
                     self.denoiser.add_adapter(config, adapter_name=name)
             except ValueError as error:  # peft: no module has such a name, or it is of a kind that takes no LoRA
                 raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {DEFAULT_TARGETS}.") from error
+        self.denoiser.eval()  # peft adds its layers in training mode
         for name in (PUBLISHED, LEARNER):
             for parameter in self._adapter(name).values():
                 parameter.data = parameter.data.float()

@@ -1,0 +1,407 @@
+"""The policy on a pipeline small enough for a test: loading, adapters, weights in and out, prediction against the stock parts."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from loophil import policy as module
+from loophil.config import Lora
+from loophil.errors import ConfigError
+from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, load_pipeline
+from tests.tiny import WIDTH, tiny_pipeline
+
+CPU = torch.device("cpu")
+LORA = Lora(rank=4, alpha=8)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return Policy(tiny_pipeline(), LORA)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline in diffusers' folder format; tests that spoil it copy it."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def spoiled(folder: Path, tmp_path: Path) -> Path:
+    """A copy whose UNet weights may be spoiled."""
+    tiny_pipeline().save_pretrained(tmp_path / "spoiled")
+    return tmp_path / "spoiled"
+
+
+def other(weights: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random weights of the same shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in weights.items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def latents(n: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def predicted(policy: Policy, who: str) -> torch.Tensor:
+    with policy.acting(who):
+        return policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 3.0)
+
+
+# ---- loading ----
+
+
+def test_auto_is_a_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:0", "cuda:2"])
+def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=f"Device '{name}' is not there. Use --device auto"):
+        choose_device(name)
+
+
+def test_the_last_of_two_cards_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_a_folder_loads_to_the_same_model_in_float32(folder: Path, policy: Policy) -> None:
+    pipeline: Any = load_pipeline(str(folder), None, CPU)
+    assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert torch.equal(predicted(Policy(pipeline, LORA), BASE), predicted(policy, BASE))
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "no-such-organisation/no-such-model"])
+def test_a_model_that_is_nowhere_is_refused(model: str) -> None:
+    with pytest.raises(ConfigError, match=rf"The model '{model}' cannot be loaded: .+ Give a diffusers folder or a Hub id by --model\."):
+        load_pipeline(model, None, CPU)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_pipeline(str(tmp_path), None, CPU)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_half_a_download_is_refused(spoiled: Path, part: str) -> None:
+    weights = spoiled / f"{part}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_pipeline(str(spoiled), None, CPU)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_pickle_is_not_an_alternative_to_safetensors(spoiled: Path, part: str) -> None:
+    weights = spoiled / f"{part}.safetensors"
+    weights.rename(spoiled / (f"{part}.bin" if part.startswith("unet") else "text_encoder/pytorch_model.bin"))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_pipeline(str(spoiled), None, CPU)
+
+
+def test_another_kind_of_pipeline_is_refused(tmp_path: Path) -> None:
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=8)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"A DDPMPipeline cannot be tuned yet\. Supported: StableDiffusionPipeline\."):
+        Policy(load_pipeline(str(tmp_path), None, CPU), LORA)
+
+
+@pytest.mark.parametrize("targets", ["to_z", "mid_block", ",", "norm1"])
+def test_targets_that_cannot_carry_a_lora_are_refused(targets: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{targets}' cannot carry a LoRA in this model\. Use --lora\.targets to_q,to_k,to_v,to_out\.0\."):
+        Policy(tiny_pipeline(), Lora(targets=targets))
+
+
+def test_building_a_policy_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Policy(tiny_pipeline(), LORA)
+
+
+# ---- what it predicts ----
+
+
+def test_base_equals_disabled_adapters_equals_version_0(policy: Policy) -> None:
+    bare = tiny_pipeline()
+    embeddings = policy.encode_prompt("a red circle")
+    with torch.no_grad():
+        plain = bare.unet(latents(), torch.tensor(500), encoder_hidden_states=embeddings[0].expand(2, -1, -1)).sample
+        for who in (BASE, PUBLISHED, LEARNER):
+            with policy.acting(who):
+                assert torch.equal(policy.predict(latents(), torch.tensor(500), embeddings, 1.0), plain)
+    assert policy.version == 0
+
+
+def test_base_stays_the_base_whatever_is_published(policy: Policy) -> None:
+    before = predicted(policy, BASE)
+    policy.load_weights(other(policy.weights()), 3)
+    assert torch.equal(predicted(policy, BASE), before)
+    assert not torch.equal(predicted(policy, PUBLISHED), before)
+    assert torch.equal(predicted(policy, PUBLISHED), predicted(policy, LEARNER))
+
+
+def test_guidance_moves_from_the_negative_prompt_towards_the_prompt(policy: Policy) -> None:
+    positive, negative = embeddings = policy.encode_prompt("a red circle", "blue")
+    with torch.no_grad():
+        guided = policy.predict(latents(), torch.tensor(500), embeddings, 3.0)
+        towards, away = (policy.predict(latents(), torch.tensor(500), (e, e), 1.0) for e in (positive, negative))
+    torch.testing.assert_close(guided, away + 3 * (towards - away))
+    assert not torch.allclose(towards, away)
+
+
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 2), (1.5, 4)])
+def test_guidance_is_one_batch_and_none_costs_nothing(policy: Policy, guidance_scale: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.denoiser, "forward", spy := Mock(wraps=policy.denoiser.forward))
+    with torch.no_grad():
+        policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), guidance_scale)
+    assert [len(call.args[0]) for call in spy.call_args_list] == [rows]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_each_image_may_have_its_own_timestep_and_prompt(policy: Policy, guidance_scale: float) -> None:
+    one, two = policy.encode_prompt("a red circle"), policy.encode_prompt("two stars", "blue")
+    both = torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])
+    with torch.no_grad():
+        together = policy.predict(latents(), torch.tensor([900, 20]), both, guidance_scale)
+        apart = [policy.predict(latents()[i : i + 1], torch.tensor(t), e, guidance_scale) for i, (t, e) in enumerate([(900, one), (20, two)])]
+    torch.testing.assert_close(together, torch.cat(apart))
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does(policy: Policy) -> None:
+    positive, negative = policy.encode_prompt("a red circle", "blue")
+    for mine, theirs in zip((positive, negative), tiny_pipeline().encode_prompt("a red circle", CPU, 1, True, "blue")[:2], strict=True):
+        assert torch.equal(mine, theirs)
+    assert positive.shape == (1, 16, WIDTH)
+
+
+def test_prompts_are_encoded_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.pipeline, "encode_prompt", spy := Mock(wraps=policy.pipeline.encode_prompt))
+    for _ in range(2):
+        policy.encode_prompt("a red circle")
+    assert spy.call_count == 1
+    policy.encode_prompt("a red circle", "blue")  # another negative prompt is another entry
+    assert spy.call_count == 2
+
+
+def test_the_prompts_used_last_are_the_ones_that_are_kept(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHED_PROMPTS", 2)
+    monkeypatch.setattr(policy.pipeline, "encode_prompt", spy := Mock(wraps=policy.pipeline.encode_prompt))
+    for prompt in ("a", "b", "a", "c", "a", "b"):  # c drives b out, b is encoded again
+        policy.encode_prompt(prompt)
+    assert [call.args[0] for call in spy.call_args_list] == ["a", "b", "c", "b"]
+
+
+def test_latents_become_the_pictures_of_the_stock_pipeline(policy: Policy) -> None:
+    stock = tiny_pipeline()
+    with torch.no_grad():
+        pixels = stock.vae.decode(latents() / stock.vae.config.scaling_factor).sample
+    theirs = stock.image_processor.postprocess(pixels, output_type="pil")
+    assert [np.asarray(image).tolist() for image in policy.decode(latents())] == [np.asarray(image).tolist() for image in theirs]
+
+
+@pytest.mark.parametrize(("size", "shape"), [(8, (4, 8, 8)), ((8, 16), (4, 8, 16))])
+def test_latents_have_the_model_s_own_size(size: Any, shape: tuple[int, int, int]) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.unet.register_to_config(sample_size=size)
+    policy = Policy(pipeline, LORA)
+    assert policy.latent_shape == shape
+    assert policy.dimensions == math.prod(shape)
+
+
+# ---- who acts, and what learns ----
+
+
+def test_acting_restores_who_acted_before_also_after_an_error(policy: Policy) -> None:
+    policy.refresh(other(policy.weights()), 1)
+    published, learner = predicted(policy, PUBLISHED), predicted(policy, LEARNER)
+
+    def now() -> torch.Tensor:
+        with torch.no_grad():
+            return policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 3.0)
+
+    with policy.acting(LEARNER):
+        with pytest.raises(KeyError), policy.acting(BASE):
+            raise KeyError
+        assert torch.equal(now(), learner)
+    assert torch.equal(now(), published)
+
+
+def test_only_the_learner_learns(policy: Policy) -> None:
+    policy.load_weights(other(policy.weights()), 1)
+    with policy.acting(LEARNER):
+        output = policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 3.0)
+    output.square().mean().backward()  # outside the block: who acts by now makes no difference
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in policy.parameters())
+    mine = set(map(id, policy.parameters()))
+    parts = (policy.denoiser, policy.pipeline.vae, policy.pipeline.text_encoder)
+    assert [name for part in parts for name, p in part.named_parameters() if p.grad is not None and id(p) not in mine] == []
+
+
+def test_nothing_is_left_in_training_mode() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.unet.train().requires_grad_(True)
+    policy = Policy(pipeline, LORA)
+    assert not any(part.training for part in policy.denoiser.modules())
+    assert {name.split(".")[-3] for name, p in policy.denoiser.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+# ---- weights ----
+
+
+def test_weights_have_bare_peft_keys_in_float32(policy: Policy) -> None:
+    weights = policy.weights()
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    assert weights[key].shape == (4, 32)
+    assert weights[key.replace("lora_A", "lora_B")].shape == (32, 4)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert len(weights) == len(policy.parameters())
+    assert {name.rpartition(".lora_")[0].split(".attn")[1][2:] for name in weights} == {"to_q", "to_k", "to_v", "to_out.0"}
+
+
+def test_targets_and_rank_are_what_was_asked_for() -> None:
+    policy = Policy(tiny_pipeline(), Lora(rank=3, alpha=6, targets=" to_q , conv1"))
+    assert policy.targets == ["to_q", "conv1"]
+    assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in policy.weights()} == {"to_q", "conv1"}
+    assert {value.shape[0] for name, value in policy.weights().items() if "lora_A" in name} == {3}
+
+
+def test_alpha_scales_what_the_weights_do() -> None:
+    # with alpha = rank the LoRA acts with weight 1: doubling alpha is doubling lora_B
+    one, two = Policy(tiny_pipeline(), Lora(rank=4, alpha=4)), Policy(tiny_pipeline(), Lora(rank=4, alpha=8))
+    weights = other(one.weights())
+    two.load_weights(weights, 1)
+    one.load_weights({key: value * 2 if "lora_B" in key else value for key, value in weights.items()}, 1)
+    torch.testing.assert_close(predicted(one, PUBLISHED), predicted(two, PUBLISHED))
+
+
+def test_a_half_precision_base_keeps_a_float32_lora() -> None:
+    policy = Policy(tiny_pipeline().to(torch.bfloat16), LORA)
+    assert policy.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    fine = {key: value + 1e-5 for key, value in other(policy.weights()).items()}
+    policy.load_weights(fine, 1)
+    assert same(policy.weights(), fine)
+    assert predicted(policy, PUBLISHED).dtype == torch.bfloat16
+
+
+def test_weights_come_back_from_disk_to_the_last_bit(policy: Policy, tmp_path: Path) -> None:
+    policy.load_weights(other(policy.weights()), 4)
+    policy.write(policy.weights(), tmp_path / "adapter.safetensors")
+    again = Policy(tiny_pipeline(), LORA, seed=9)
+    again.load_weights(again.read(tmp_path / "adapter.safetensors"), 4)
+    assert again.version == 4
+    assert same(again.weights(), policy.weights())
+    assert same(again.weights(LEARNER), policy.weights())
+    assert again.fingerprint() == policy.fingerprint()
+    assert torch.equal(predicted(again, PUBLISHED), predicted(policy, PUBLISHED))
+
+
+@pytest.fixture(params=["missing", "unknown", "shape", "empty"])
+def wrong(request: pytest.FixtureRequest, policy: Policy) -> dict[str, torch.Tensor]:
+    weights = other(policy.weights())
+    key = sorted(weights)[3]
+    match request.param:
+        case "missing":
+            del weights[key]
+        case "unknown":
+            weights["conv_in.lora_A.weight"] = torch.zeros(4, 32)
+        case "shape":
+            weights[key] = weights[key][:2]
+        case "empty":
+            weights = {}
+    return weights
+
+
+@pytest.mark.parametrize("how", ["load", "refresh", "train"])
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(policy: Policy, wrong: dict[str, torch.Tensor], how: str) -> None:
+    before = {who: policy.weights(who) for who in (PUBLISHED, LEARNER)}
+    take = {"load": lambda: policy.load_weights(wrong, 5), "refresh": lambda: policy.refresh(wrong, 5), "train": lambda: policy.train_from(wrong)}
+    with pytest.raises(ConfigError, match=r"The LoRA does not fit this model and these settings: '.+'"):
+        take[how]()
+    assert policy.version == 0
+    assert all(same(policy.weights(who), weights) for who, weights in before.items())
+
+
+def test_what_weights_returns_is_a_copy(policy: Policy) -> None:
+    before = predicted(policy, PUBLISHED)
+    for value in policy.weights().values():
+        value.fill_(7)
+    assert torch.equal(predicted(policy, PUBLISHED), before)
+
+
+def test_a_refresh_publishes_and_leaves_the_learner(policy: Policy) -> None:
+    learner, new = policy.weights(LEARNER), other(policy.weights())
+    policy.refresh(new, 8)
+    assert policy.version == 8
+    assert same(policy.weights(PUBLISHED), new)
+    assert same(policy.weights(LEARNER), learner)
+
+
+def test_training_on_leaves_what_draws(policy: Policy) -> None:
+    published, new = policy.weights(PUBLISHED), other(policy.weights())
+    policy.train_from(new)
+    assert same(policy.weights(LEARNER), new)
+    assert same(policy.weights(PUBLISHED), published)
+    policy.discard()
+    assert same(policy.weights(LEARNER), published)
+
+
+def test_next_weights_are_the_learner_s_or_a_part_of_the_way_there(policy: Policy) -> None:
+    policy.load_weights(other(policy.weights(), seed=1), 1)
+    published = policy.weights()
+    learner = other(published, seed=2)
+    policy.train_from(learner)
+    assert same(policy.next_weights(), learner)  # to the last bit: the ratio is 1 at the first step
+    for key, value in policy.next_weights(0.75).items():
+        torch.testing.assert_close(value, 0.75 * published[key] + 0.25 * learner[key])
+
+
+def test_a_reset_is_the_base_again(policy: Policy) -> None:
+    first, base = policy.weights(), predicted(policy, BASE)
+    policy.load_weights(other(first), 2)
+    policy.reset(3)
+    assert policy.version == 3
+    assert same(policy.weights(), first)
+    assert same(policy.weights(LEARNER), first)
+    assert torch.equal(predicted(policy, PUBLISHED), base)
+
+
+def test_first_weights_follow_from_the_seed_and_leave_torch_s_alone() -> None:
+    state = torch.get_rng_state()
+    one, again, different = (Policy(tiny_pipeline(), LORA, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(one.weights(), again.weights())
+    assert not same(one.weights(), different.weights())
+
+
+def test_the_fingerprint_is_of_the_published_weights(policy: Policy) -> None:
+    before = policy.fingerprint()
+    policy.train_from(other(policy.weights()))
+    assert policy.fingerprint() == before
+    weights = policy.weights()
+    weights[sorted(weights)[-1]][0, 0] += 1e-6
+    policy.refresh(weights, 1)
+    assert policy.fingerprint() != before
