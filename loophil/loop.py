@@ -1,99 +1,89 @@
-"""The loop: decides what the worker does next, and carries it out: draw, score, update and publish, redraw the strip.
+"""The loop: decides what the worker does next, and for whom. How each job is done is in jobs.py.
 
-`decide` is its heart, a pure function. It uses the store for what must last and the engine (policy, sampler, trainer) for
-what needs the device; it validates nothing that a person sends (session.py) and shows nothing (ui.py).
+`decide` is its heart, a pure function of a Situation. The loop validates nothing that a person sends (session.py) and shows
+nothing (ui); what must last is in the store, what is in here can be lost with the process.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from loophil.config import Settings
-from loophil.errors import LearningError
-from loophil.lessons import lessons_of
+from loophil.errors import ConfigError, InvalidInput, LearningError
+from loophil.jobs import Engine, Learner, Studio
 from loophil.prompts import PromptSource
+from loophil.stock import Stock
 from loophil.store import Store
-from loophil.types import Drawing, DrawSettings, Group, Lesson, Status, UpdateStats, Version
-from loophil.worker import Job, Worker
+from loophil.types import Group, Status, UpdateStats, Version
+from loophil.worker import Job, Stopped, Worker, stop
 
-if TYPE_CHECKING:
-    from loophil.policy import Policy
-    from loophil.sampler import Sampler
-    from loophil.trainer import Trainer
+__all__ = ["Engine", "Loop", "Situation", "decide", "prefetch_target"]
 
-log = logging.getLogger(__name__)
-
-PRESENT_SECONDS = 20.0
-REPLAYED_GROUPS = 256
-STRIP_SEED = 7
-REST_SECONDS = 10.0
-ADAPTER = "adapter.safetensors"
-
-Scores = Mapping[str, tuple[NDArray[np.float64], str]]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What needs the device, made by the worker: `score(images, prompts)` gives {reward: (values, reason why some are missing)}."""
-
-    policy: Policy
-    sampler: Sampler
-    trainer: Trainer
-    score: Callable[[Sequence[Image.Image], Sequence[str]], Scores]
-    scheduler: str
-    device: str
+PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
+STRIP_SECONDS = 30.0  # so long the strip waits for a quiet moment
+REST_SECONDS = 10.0  # before drawing or loading is tried again
+MAX_WISHES = 20
+LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What `decide` looks at. The seconds are those worked since fresh ratings have been waiting."""
+    """What `decide` looks at.
+
+    asked       somebody waits for a group of their own;  present: somebody looks at the board;  ready, target: groups in stock, and wanted there
+    learning    there are ratings or scores that no version has learned from, and it is not paused
+    owed        seconds of updating to come before the next drawing, while learning; below 0 the drawing has its turn
+    resting     drawing or loading has just failed
+    """
 
     loaded: bool = True
-    paused: bool = False
-    waiting: bool = False
-    unscored: bool = False
-    fresh: bool = False
+    resting: bool = False
+    asked: bool = False
+    present: bool = False
+    learning: bool = False
+    owed: float = 0.0
     ready: int = 0
     target: int = 4
-    update_seconds: float = 0.0
-    draw_seconds: float = 0.0
+    unscored: int = 0
     strip_due: bool = False
+    strip_late: bool = False
     auto_due: bool = False
+
+    @property
+    def drawing_wanted(self) -> bool:
+        """Somebody waits for a drawing, and it is the drawing's turn."""
+        waiting = self.asked or (self.present and not self.ready and not self.resting)
+        return waiting and (self.owed < 0 or not self.learning)
 
 
 def decide(s: Situation) -> str:
-    """What to do next: "load", "draw", "score", "update", "strip", "auto", or "" for nothing."""
-    if not s.loaded:
-        return "load"
-    fresh = s.fresh and not s.paused
-    updates_turn = fresh and s.update_seconds <= s.draw_seconds
-    if s.waiting and not s.ready and not updates_turn:
-        return "draw"
-    if s.unscored:
-        return "score"
-    if updates_turn or (fresh and s.ready >= s.target):
-        return "update"
-    if s.ready < s.target:
-        return "draw"
-    return "strip" if s.strip_due else "auto" if s.auto_due and not s.paused else ""
+    """What the worker does next: the first that is due, "" = nothing."""
+    order = (
+        ("load", not s.loaded and not s.resting),
+        ("draw", s.drawing_wanted and s.unscored <= s.target),
+        ("", s.resting),
+        ("strip", s.strip_late),
+        ("score", s.unscored > 0),
+        ("update", s.learning and (s.owed >= 0 or s.ready >= s.target)),
+        ("prefetch", s.ready < s.target),
+        ("strip", s.strip_due),
+        ("auto", s.auto_due),
+    )
+    return next((work for work, due in order if due), "")
 
 
 def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: float) -> int:
-    """Groups to keep ahead, 1..prefetch: as many as the person rates while the worker updates once and draws one, plus one.
+    """Groups to keep ahead, 1..prefetch: as many as are rated while the worker learns from one group and draws one, plus one.
 
     Deep for a fast rater (nobody waits), shallow for a slow one (the pictures are by a younger policy).
     """
@@ -101,7 +91,7 @@ def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: f
 
 
 class Loop:
-    """Owns the worker and the state between jobs. Its public methods may be called from any thread and never wait, save futures.
+    """Owns the worker and is its plan. All but the plan may be called from any thread, and nothing waits, save for futures.
 
     load       makes the engine, in the worker;  prompts: where the next prompt comes from;  clock: monotonic seconds
     """
@@ -117,108 +107,107 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
-        self._load, self._scales, self._clock = load, scales, clock
-        self._lock = threading.RLock()
+        self.stock, self.studio, self.learner = Stock(), Studio(store, settings, prompts), Learner(store, settings, scales)
+        self._load, self._clock, self._lock = load, clock, threading.RLock()
         self._engine: Engine | None = None
-        self._ready: dict[str, Group] = {}
-        self._asked: set[str] = set()
-        self._unscored: list[tuple[Group, list[Image.Image]]] = []
-        self._clean: dict[str, Any] = {}
-        self._failed: frozenset[int] = frozenset()
-        self._seen = -math.inf
-        self._rated_at: list[float] = []
-        self._update_seconds = self._draw_seconds = 0.0
-        self._seconds = {"draw": 2.0, "update": 3.0}
+        self._closed = False
+        self._wishes: deque[Job] = deque()
+        self._unscored: deque[Group] = deque()
+        self._news = True  # ratings, scores or a version that the learner has not looked at
+        self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
+        self._owed = 0.0
+        self._seen = self._rest_until = -math.inf
+        self._rated_at: deque[float] = deque(maxlen=8)
+        self._newest_act = 0
         self._auto_left = 0.0
-        self._strip_due: set[int] = set()
-        self._drawn = int(store.noted("groups.drawn", 0))
-        self._rest_until = -math.inf
-        self._fresh_known: bool | None = None
+        self._strip_due: dict[int, float] = {}
+        self._errors = {UPDATING: "; ".join(store.recovered)} if store.recovered else {}
         version = store.current_version()
-        counts = store.counts()
         self.status = Status(
             run=store.name,
             model=settings.model,
             device=settings.device,
             policy_version=version.number,
             version_created=version.created,
-            updates=counts.updates,
-            ratings=counts.ratings,
-            groups=counts.groups,
-            pending=counts.pending,
-            no_signal=counts.no_signal,
-            worker="loading the model",
-            last_error="; ".join(store.recovered) or None,
-            time=time.time(),
+            worker=LOADING,
+            last_error=self._errors.get(UPDATING),
         )
-        self.worker = Worker(self._next_job, between=self._between, on_error=self._on_error, threaded=settings.loop.threaded)
+        self.worker = Worker(self, threaded=settings.loop.threaded)
 
-    # ---- what others may ask ----
+    # what others may ask
 
     def start(self) -> None:
-        """Begins to work; the first job loads the model."""
-        for group in self.store.unrated_groups(None, min_version=self.status.policy_version - self.settings.learn.max_staleness):
-            self._ready[group.id] = group
+        """Takes up what was left, and begins to work; the first job loads the model."""
+        k, oldest = self.settings.draw.num_images_per_prompt, self.status.policy_version - self.settings.learn.max_staleness
+        unrated = [group for group in self.store.unrated_groups(None, min_version=oldest) if len(group.images) == k]
+        for group in unrated:
+            self.stock.add(group)
+        if self.settings.rewards:
+            untaught = [taught.group for taught in self.store.learnable_groups() if taught.fresh]
+            self._unscored.extend(self.studio.unscored([*unrated, *untaught]))
+        self._recount()
         self.worker.start()
 
-    def ready(self, limit: int) -> list[Group]:
-        """Groups nobody has rated, those asked for first, then the oldest; also says that a person is there."""
-        with self._lock:
-            self._seen = self._clock()
-            groups = sorted(self._ready.values(), key=lambda g: g.id not in self._asked)[:limit]
+    def upcoming(self, rater: str, limit: int) -> list[Group]:
+        """Groups to rate next, in order; also says that a person is there."""
+        self._seen = self._clock()
+        groups = self.stock.offer(rater, limit)
         if not groups:
             self.worker.wake()
+            groups = self.stock.offer(rater, limit)
         return groups
 
-    def ready_ids(self) -> list[str]:
-        """Ids of the groups in stock."""
-        with self._lock:
-            return list(self._ready)
-
-    def take(self, group_id: str | None = None) -> Group | None:
-        """Takes a group out of stock (the oldest, unless named), for somebody who will rate it; None if there is none."""
-        with self._lock:
-            if group_id is None:
-                group_id = next(iter(self._ready), None)
-            group = self._ready.pop(group_id, None) if group_id else None
-        if group:
+    def take(self, rater: str) -> Group | None:
+        """The next group, no longer offered to others; None if there is none."""
+        group = self.stock.take(rater)
+        if group is not None:
+            self._tell()
             self.worker.wake()
         return group
 
-    def strip(self) -> list[int]:
-        """Versions whose strip picture is there."""
-        return [int(path.stem.split("-")[1]) for path in self.store.images.glob("strip-*.png")]
-
-    def draw(self, prompt: str) -> Future[Group]:
-        """Draws a group of a person's own prompt next ("" = the next of the list)."""
-        return self.worker.submit("drawing", lambda: self._draw(prompt, asked=True))
-
-    def rated(self, group: str) -> None:
-        """Ratings of a group are in the store: it leaves the stock, and the learner may have work."""
+    def draw(self, prompt: str, *, offered: bool) -> Future[Group]:
+        """Draws a group of this prompt next ("" = the next of the list), offered first of all, or only to whoever holds the future."""
+        job = Job("drawing what was asked for", lambda: self._draw(prompt, wanted=True, offered=offered))
         with self._lock:
-            now = self._clock()
-            self._rated_at = [*self._rated_at[-7:], now]
-            self._ready.pop(group, None)
-            self._fresh_known = None
-            self._auto_left += self.settings.loop.auto_rounds_per_rating
-        self._tell()
+            if len(self._wishes) >= MAX_WISHES:
+                raise InvalidInput(f"{MAX_WISHES} groups are waiting to be drawn already: rate some, then ask again.")
+            if self._closed:
+                stop(job)
+            else:
+                self._wishes.append(job)
+        self.worker.wake()
+        return job.future
+
+    def rated(self, group_id: str, act: int) -> None:
+        """An act is in the store: its group leaves the stock, and the learner may have work."""
+        self.stock.remove(group_id)
+        with self._lock:
+            if act > self._newest_act:  # not one that was sent again
+                self._newest_act = act
+                self._rated_at.append(self._clock())
+                self._auto_left += self.settings.loop.auto_rounds_per_rating
+        self._news = True
+        self._recount()
         self.worker.wake()
 
-    def returned(self, group: Group) -> None:
-        """A rating was taken back: the group is on offer again, first of all."""
-        with self._lock:
-            self._ready[group.id] = group
-            self._asked.add(group.id)
-            self._fresh_known = None
-        self._tell()
+    def returned(self, group: Group, rater: str) -> None:
+        """A rater took a rating back: the group is offered to them again, first of all."""
+        self.stock.add(group, wanted=True, rater=rater)
+        self._news = True
+        self._recount()
 
-    def compare(self, prompt: str, seed: int) -> Future[tuple[Image.Image, Image.Image]]:
-        """(base, tuned) pictures of one prompt and seed."""
-        return self.worker.submit("comparing", lambda: self._compare(prompt, seed))
+    def strip(self) -> list[tuple[int, str]]:
+        """[(version, picture file)] of one prompt and seed, oldest version first; also says that a person is there."""
+        self._seen = self._clock()
+        return self.studio.strip()
+
+    def compare(self, prompt: str, seed: int) -> Future[list[Image.Image]]:
+        """[base, tuned] of one prompt and seed."""
+        return self.worker.submit("comparing", lambda: [self.studio.picture(self.engine, prompt, seed, who) for who in ("base", "published")])
 
     def rollback(self, number: int) -> Future[Version]:
         """Publishes a new version with the weights of an old one."""
-        return self.worker.submit("rolling back", lambda: self._rollback(number), alone=True)
+        return self.worker.submit("rolling back", lambda: self._changed(self.learner.rollback(self.engine, number)), alone=True)
 
     def call(self, name: str, work: Callable[[Engine], Any]) -> Future[Any]:
         """Runs `work(engine)` in the worker: for measuring and exporting."""
@@ -234,305 +223,173 @@ class Loop:
         self.worker.wake()
 
     def close(self) -> bool:
-        """Stops the worker; whether it has ended in time."""
+        """Stops the worker; whether it has ended in time. May be called again."""
+        with self._lock:
+            self._closed = True
+            wishes, self._wishes = self._wishes, deque()
+        for job in wishes:
+            stop(job)
         return self.worker.close()
 
-    @property
-    def engine(self) -> Engine:
-        """The loaded engine. Only the worker may use it."""
-        if self._engine is None:
-            self._load_engine()
-        assert self._engine is not None
-        return self._engine
+    # the plan; it and everything below runs in the worker
 
-    # ---- deciding ----
-
-    def _next_job(self) -> Job | None:
-        work = decide(self._situation()) if self._clock() >= self._rest_until else ""
+    def next_job(self) -> Job | None:
+        """What `decide` says, as a job."""
+        if self._news:
+            self._news = False  # first: what comes in meanwhile is looked at again
+            self.learner.look()
+            self._recount()
+        if not self.learner.fresh:
+            self._owed = 0.0
         jobs: dict[str, tuple[str, Callable[[], Any]]] = {
-            "load": ("loading the model", self._load_engine),
-            "draw": ("drawing", lambda: self._draw("")),
+            "load": (LOADING, self._load_engine),
+            "prefetch": (DRAWING, self._draw),
             "score": ("scoring", self._score),
-            "update": ("updating", self._update),
+            "update": (UPDATING, self._update),
             "strip": ("drawing the strip", self._draw_strip),
             "auto": ("automatic round", self._auto),
         }
-        name, run = jobs.get(work, ("", None))
-        self._tell(worker=name or ("paused" if self.status.paused else "waiting for ratings"))
-        return Job(name, run) if run else None
+        work = decide(self._situation())
+        return self._wanted() if work == "draw" else Job(*jobs[work]) if work else None
 
-    def _between(self) -> Job | None:
-        """Between two steps of an update: a drawing for a person who waits, when the update has had its half of the time."""
-        s = self._situation()
-        if s.waiting and not s.ready and self._update_seconds + self._running_seconds() >= self._draw_seconds:
-            return Job("drawing", lambda: self._draw(""))
-        return None
+    def between(self) -> Job | None:
+        """Between two steps of an update: a drawing that somebody waits for, when it is its turn."""
+        return self._wanted() if self._situation().drawing_wanted else None
+
+    def doing(self, what: str) -> None:
+        """Into the status."""
+        self._tell(worker=what or ("waiting for ratings" if self._engine else "without a model"))
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        """Shows what failed, until the same kind of job succeeds. What nobody waited for must not fail again at once."""
+        if isinstance(error, Stopped | InvalidInput):
+            return
+        kind = job.name.split()[0]
+        self._errors.pop(kind, None)
+        if error is not None:
+            self._news = True
+            sentence = str(error) or type(error).__name__
+            self._errors[kind] = sentence if isinstance(error, LearningError | ConfigError) else f"{job.name.capitalize()} failed: {sentence}"
+            if job.name in (LOADING, DRAWING):
+                hopeless = self._engine is None and isinstance(error, ConfigError)
+                self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
+        self._tell(last_error=next(reversed(self._errors.values()), None))
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, loaded if it is not."""
+        return self._engine or self._load_engine()
+
+    def _wanted(self) -> Job:
+        with self._lock:
+            return self._wishes.popleft() if self._wishes else Job(DRAWING, self._draw)
 
     def _situation(self) -> Situation:
-        with self._lock:
-            loop = self.settings.loop
-            gaps = np.diff(self._rated_at)
-            pace = float(np.median(gaps)) if len(gaps) else 2.5
-            target = prefetch_target(loop.prefetch, self._seconds["draw"] + self._seconds["update"], pace)
-            fresh = self._fresh()
-            if not fresh:
-                self._update_seconds = self._draw_seconds = 0.0
-            return Situation(
-                loaded=self._engine is not None,
-                paused=self.status.paused,
-                waiting=self._clock() - self._seen < PRESENT_SECONDS,
-                unscored=bool(self._unscored),
-                fresh=fresh,
-                ready=len(self._ready),
-                target=target,
-                update_seconds=self._update_seconds,
-                draw_seconds=self._draw_seconds,
-                strip_due=bool(self._strip_due),
-                auto_due=self._auto_left >= 1,
-            )
-
-    def _fresh(self) -> bool:
-        """Whether something untaught in the store could teach: cached until a rating or a score comes in."""
-        if self._fresh_known is None:
-            new = [lesson for lesson in self._lessons(newest=64) if lesson.fresh and lesson.advantages.any()]
-            self._fresh_known = bool(new) and frozenset(act for lesson in new for act in lesson.acts) != self._failed
-        return self._fresh_known
-
-    def _lessons(self, newest: int) -> list[Lesson]:
-        return lessons_of(
-            self.store.learnable_groups(newest),
-            learn=self.settings.learn,
-            rewards=self.settings.rewards,
-            scales=self._scales,
-            version=self.status.policy_version,
+        loop, now = self.settings.loop, self._clock()
+        gaps = np.diff(list(self._rated_at))
+        pace = float(np.median(gaps)) if len(gaps) else 2.5
+        present = now - self._seen < PRESENT_SECONDS
+        return Situation(
+            loaded=self._engine is not None,
+            resting=now < self._rest_until,
+            asked=bool(self._wishes),
+            present=present,
+            learning=self.learner.fresh and not self.status.paused,
+            owed=self._owed,
+            ready=len(self.stock),
+            # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
+            target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace) if loop.threaded else 0,
+            unscored=len(self._unscored),
+            strip_due=present and bool(self._strip_due),
+            strip_late=present and any(now - since > STRIP_SECONDS for since in self._strip_due.values()),
+            auto_due=self._auto_left >= 1 and not self.status.paused and bool(self.settings.rewards),
         )
 
-    # ---- the work; everything below runs in the worker ----
-
-    def _load_engine(self) -> None:
+    def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
-        self._engine = self._load()
-        current = self.store.current_version().number
-        if current:
-            self._restore(current)
-        self._strip_due = {0, current} - set(self.strip())
-        self._tell(device=self._engine.device)
+        engine, current = self._load(), self.status.policy_version
+        self.learner.restore(engine, current)
+        self._engine, self._rest_until = engine, -math.inf
+        self._errors.pop(LOADING.split()[0], None)
+        self._strip_due = dict.fromkeys({0, current} - {number for number, _ in self.studio.strip()}, self._clock())
+        self._tell(device=engine.device)
+        return engine
 
-    def _draw(self, prompt: str, *, asked: bool = False, kind: str = "person") -> Group:
-        """Draws one group, keeps it, and puts it on offer."""
+    def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:
         began = self._clock()
-        position = self.prompts.position
-        prompt = prompt or self.prompts.next()
-        drawing = self.engine.sampler.draw(prompt, DrawSettings.of(self.settings.draw), self._seeds())
-        try:
-            group = self._keep(drawing, kind)
-        except Exception:
-            self.prompts.position = position
-            raise
-        with self._lock:
-            self._drawn += 1
-            if kind == "person":
-                self._ready[group.id] = group
-            if asked:
-                self._asked.add(group.id)
-            if self.settings.rewards:
-                self._unscored.append((group, list(drawing.images)))
-            spent = self._clock() - began
-            self._draw_seconds += spent
-            self._seconds["draw"] += 0.3 * (spent - self._seconds["draw"])
-        self._tell(seconds_per_group=self._seconds["draw"])
+        group = self.studio.draw(self.engine, prompt, kind)
+        if offered:
+            self.stock.add(group, wanted=wanted)
+        if self.settings.rewards:
+            self._unscored.append(group)
+        spent = self._clock() - began
+        self._seconds["draw"] += 0.3 * (spent - self._seconds["draw"])
+        price = max(spent, self._seconds["update"])  # at least half of the time is the learner's, and it keeps up with what is drawn
+        self._owed = min(self._owed + price, price)
+        self._recount(seconds_per_group=self._seconds["draw"])
         return group
 
-    def _seeds(self) -> tuple[int, ...]:
-        """k seeds that follow from the run's seed and how many groups there are."""
-        rng = np.random.default_rng((self.settings.seed, 11, self._drawn))
-        return tuple(int(seed) for seed in rng.integers(0, 2**48, self.settings.draw.num_images_per_prompt))
-
-    def _keep(self, drawing: Drawing, kind: str) -> Group:
-        return self.store.add_group(
-            drawing.prompt,
-            drawing.settings,
-            policy_version=drawing.policy_version,
-            seeds=drawing.seeds,
-            images=[_png(image) for image in drawing.images],
-            write_transitions=lambda path: self.engine.sampler.write(drawing.trajectory, path),
-            scheduler=self.engine.scheduler,
-            kind=kind,
-            notes={"prompts.position": self.prompts.position, "groups.drawn": self._drawn + 1},
-        )
-
     def _score(self) -> None:
-        """Scores all groups that have not been; a reward that fails is missing, with its reason in the status."""
-        with self._lock:
-            groups, self._unscored = self._unscored, []
-        missing = dict(self.status.missing_rewards)
-        for group, images in groups:
-            for reward, (values, reason) in self.engine.score(images, [group.prompt] * len(images)).items():
-                self.store.add_scores(group.id, reward, values, reason)
-                missing.pop(reward, None)
-                if reason:
-                    missing[reward] = reason
-        self._fresh_known = None
+        """One group; a reward that fails is missing, with its reason in the status."""
+        said = self.studio.score(self.engine, self._unscored.popleft())
+        missing = {reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason}
+        self._news = True
         self._tell(missing_rewards=missing)
 
     def _auto(self) -> Group:
-        """One automatic round: a group that no person sees, scored at once."""
+        """A group that no person sees, scored at once."""
         self._auto_left = max(0.0, self._auto_left - 1)
-        group = self._draw("", kind="auto")
-        self._score()
+        group = self._draw(offered=False, kind="auto")
+        while self._unscored:
+            self._score()
         return group
 
-    def _update(self) -> Generator[None, None, Version | None]:
-        """Learns from all fresh groups at once and from older ones again, and publishes the new version."""
-        began, self._drawn_before = self._clock(), self._draw_seconds
-        self._began = began
-        lessons = self._lessons(newest=REPLAYED_GROUPS)
-        update = self.store.begin_update(self.status.policy_version)
-        try:
-            steps = self.engine.trainer.update([self._example(lesson) for lesson in lessons])
-            stats = yield from self._counted(steps)
-            version = self._publish(update, lessons, stats)
-        except BaseException as error:
-            self.store.abort_update(update, str(error) or type(error).__name__)
-            self.engine.policy.discard()
-            self._failed = frozenset(act for lesson in lessons if lesson.fresh for act in lesson.acts)
-            self._fresh_known = None
-            raise
-        finally:
-            self._began = None
-        spent = self._clock() - began - (self._draw_seconds - self._drawn_before)
-        self._update_seconds = self._draw_seconds = 0.0
-        self._seconds["update"] += 0.3 * (spent - self._seconds["update"])
-        return version
-
-    def _counted(self, steps: Generator[None, None, UpdateStats]) -> Generator[None, None, UpdateStats]:
-        done = 0
+    def _update(self) -> Generator[None, None, Version]:
+        """The learner's update, its time paid off what is owed."""
+        steps, spent = self.learner.update(self.engine), 0.0
         while True:
+            began = self._clock()
             try:
                 next(steps)
             except StopIteration as end:
-                stats: UpdateStats = end.value
-                return stats
-            done += 1
-            self._tell(worker=f"updating, step {done}")
+                version, stats, groups = end.value
+                break
+            seconds = self._clock() - began
+            spent += seconds
+            self._owed = max(self._owed - seconds, -self._seconds["draw"])
             yield
+        self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
+        self._errors.clear()
+        return self._changed(version, stats)
 
-    def _running_seconds(self) -> float:
-        """Seconds the running update has worked, drawings in between not counted."""
-        return 0.0 if self._began is None else self._clock() - self._began - (self._draw_seconds - self._drawn_before)
-
-    _began: float | None = None
-    _drawn_before = 0.0
-
-    def _example(self, lesson: Lesson) -> Any:
-        """A lesson with its tensors: transitions of young groups from disk, clean latents of older ones from memory."""
-        group, sampler = lesson.group, self.engine.sampler
-        if lesson.age <= self.settings.learn.max_staleness:
-            trajectory = sampler.read(self.store.transitions_path(group.id))
-        else:
-            if group.id not in self._clean:
-                self._clean[group.id] = sampler.clean_only(sampler.read(self.store.transitions_path(group.id)))
-            trajectory = self._clean[group.id]
-        return self.engine.trainer.example(lesson, trajectory)
-
-    def _publish(self, update: int, lessons: Sequence[Lesson], stats: UpdateStats) -> Version:
-        """Files first, then one transaction, then the weights that draw."""
-        engine, objective = self.engine, self.settings.learn.objective
-        fresh = [lesson for lesson in lessons if lesson.fresh]
-        weights = engine.policy.next_weights(self.settings.learn.ema)
-        version = self.store.publish(
-            update,
-            parent=self.status.policy_version,
-            kind="update",
-            write=lambda folder: self._write_version(folder, weights),
-            uses=[(act, objective) for lesson in fresh for act in lesson.acts],
-            groups_learned=[lesson.group.id for lesson in fresh],
-            stats=asdict(stats),
-        )
-        engine.policy.refresh(weights, version.number)
-        self.store.prune_training_state()
-        self._version_changed(version, last_update=asdict(stats), freshness=stats.kept, last_error=None)
-        return version
-
-    def _write_version(self, folder: Path, weights: Mapping[str, Any]) -> None:
-        self.engine.policy.write(weights, folder / ADAPTER)
-        self.engine.trainer.save(folder)
-
-    def _version_changed(self, version: Version, **changes: Any) -> None:
-        with self._lock:
-            self._strip_due.add(version.number)
-            self._fresh_known, self._failed = None, frozenset()
-            oldest = version.number - self.settings.learn.max_staleness
-            stale = [group_id for group_id, group in self._ready.items() if group.policy_version < oldest and group_id not in self._asked]
-            for group_id in stale:
-                del self._ready[group_id]
-        for group_id in stale:
+    def _changed(self, version: Version, stats: UpdateStats | None = None) -> Version:
+        """A new version draws: groups that are now too old go, unless somebody has seen them or asked for them."""
+        self._strip_due[version.number] = self._clock()
+        self._news = True
+        for group_id in self.stock.withdraw(version.number - self.settings.learn.max_staleness):
             self.store.drop_group(group_id)
-        self._tell(policy_version=version.number, version_created=version.created, **changes)
-
-    def _rollback(self, number: int) -> Version:
-        """A new version with the weights, and where they are kept the training state, of an old one."""
-        policy = self.engine.policy
-        self._restore(number)
-        weights = policy.weights()
-        version = self.store.publish(None, parent=number, kind="rollback", write=lambda folder: self._write_version(folder, weights))
-        policy.version = version.number
-        self._version_changed(version)
+        changes: dict[str, Any] = {"policy_version": version.number, "version_created": version.created}
+        if stats is not None:
+            numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(stats).items()}
+            changes |= {"last_update": numbers, "freshness": stats.kept}
+        self._recount(**changes)
+        self.store.prune_training_state()
         return version
-
-    def _restore(self, number: int) -> None:
-        """Version `number` becomes both adapters and the training state."""
-        if number == 0:
-            self.engine.policy.reset()
-            self.engine.trainer.restart()
-            return
-        folder = self.store.version_path(number)
-        self.engine.policy.load_weights(self.engine.policy.read(folder / ADAPTER), number)
-        self.engine.trainer.load(folder)
-
-    def _compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
-        settings, sampler = DrawSettings.of(self.settings.draw), self.engine.sampler
-        base, tuned = (sampler.pictures(prompt, settings, (seed,), who=who)[0] for who in ("base", "published"))
-        return base, tuned
 
     def _draw_strip(self) -> None:
-        """One picture of the fixed prompt and seed by each version that has none; versions passed by get none."""
-        with self._lock:
-            due, self._strip_due = self._strip_due, set()
-        current = self.status.policy_version
-        for number in sorted(due & {0, current}):
-            who = "base" if number == 0 else "published"
-            picture = self.engine.sampler.pictures(self.prompts.prompts[0], DrawSettings.of(self.settings.draw), (STRIP_SEED,), who=who)[0]
-            target = self.store.images / f"strip-{number}.png"
-            staging = target.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            staging.write_bytes(_png(picture))
-            staging.replace(target)
+        """The base once, and the version that draws now; those passed by get no picture."""
+        due, self._strip_due = self._strip_due, {}
+        for number in sorted(due.keys() & {0, self.status.policy_version}):
+            self.studio.draw_strip(self.engine, number)
 
-    def _on_error(self, job: Job, error: BaseException) -> None:
-        """Shows what failed. A job somebody waits for tells them itself; what the worker does by itself must not spin."""
-        sentence = str(error) or type(error).__name__
-        if not job.waited:
-            self._rest_until = self._clock() + REST_SECONDS
-        self._tell(last_error=sentence if isinstance(error, LearningError) else f"{job.name.capitalize()} failed: {sentence}")
+    def _recount(self, **changes: Any) -> None:
+        """The counters from the store, and other changes, into the status."""
+        with self._lock:
+            c = self.store.counts()
+            silent = c.no_signal + self.learner.silent
+            self._tell(updates=c.updates, ratings=c.ratings, groups=c.groups, pending=c.pending, no_signal=silent, **changes)
 
     def _tell(self, **changes: Any) -> None:
         """Replaces the status as a whole."""
-        counts = self.store.counts()
         with self._lock:
-            self.status = replace(
-                self.status,
-                updates=counts.updates,
-                ratings=counts.ratings,
-                groups=counts.groups,
-                pending=counts.pending,
-                no_signal=counts.no_signal,
-                ready=len(self._ready),
-                time=time.time(),
-                **changes,
-            )
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()
+            self.status = replace(self.status, ready=len(self.stock), time=time.time(), **changes)

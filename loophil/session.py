@@ -1,27 +1,24 @@
 """What a person can do with a run: get groups, rate, undo, pause, compare, roll back, export. The same for page, API and command line.
 
 It checks what is sent, writes ratings straight to the store and tells the loop. It never touches the device, SQL or widgets;
-only `new_group`, `compare`, `rollback` and `export` wait for the worker.
+only `new_group`, `compare`, `rollback`, `export` and `measure` wait for the worker.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from loophil.errors import InvalidInput, LoopHILError
-from loophil.loop import Loop
-from loophil.prompts import clean_prompt
+from loophil.loop import Engine, Loop
+from loophil.prompts import clean_prompt, expand
 from loophil.types import MAX_SEED, Act, Group, Receipt, Status, Version
 from loophil.worker import Stopped
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
@@ -31,10 +28,10 @@ DEFAULT_RATER = "me"
 class Session:
     """One open run. Thread-safe. Methods raise InvalidInput, with one sentence, for anything that cannot be; nothing is changed then.
 
-    export     writes the adapter as one file and gives its path: (format, pictures to show) -> path; runs in the worker
+    export     writes the adapter as one file and gives its path: (engine, format) -> path; runs in the worker
     """
 
-    def __init__(self, loop: Loop, export: Callable[[Any, str], Path]) -> None:
+    def __init__(self, loop: Loop, export: Callable[[Engine, str], Path]) -> None:
         self._loop, self._export = loop, export
         self._store = loop.store
         self._closing = threading.Lock()
@@ -44,29 +41,31 @@ class Session:
 
     def status(self) -> Status:
         """The newest snapshot; instantaneous."""
-        return replace(self._loop.status, ready=len(self._loop.ready_ids()))
+        return self._loop.status
 
     def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6) -> list[Group]:
-        """Groups to be rated next, in order; never waits, and tells the loop that a person is there."""
-        return self._loop.ready(limit)
+        """Groups to be rated next by this rater, in order; never waits, and tells the loop that a person is there."""
+        return self._loop.upcoming(rater, limit)
 
     def ask(self, prompt: str) -> None:
         """A group of this prompt is drawn next and offered first; never waits."""
-        self._loop.draw(clean_prompt(prompt))
+        self._loop.draw(self._clean(prompt), offered=True)
 
     def new_group(self, prompt: str = "", rater: str = DEFAULT_RATER) -> Group:
         """A group to rate: of this prompt, drawn now, or for "" the next one in stock, drawn now if there is none."""
-        prompt = clean_prompt(prompt)
-        if not prompt and (group := self._loop.take()):
+        prompt = self._clean(prompt)
+        if not prompt and (group := self._loop.take(rater)):
             return group
-        group: Group = self._wait(self._loop.draw(prompt))
-        self._loop.take(group.id)
-        return group
+        drawn: Group = self._wait(self._loop.draw(prompt, offered=False))
+        return drawn
 
     def rate(self, act: Act) -> Receipt:
         """Keeps what a person did; on disk when this returns. Raises UnknownGroup, KeyConflict or InvalidInput."""
         receipt = self._store.rate(act, self._loop.status.policy_version)
-        self._loop.rated(act.group)
+        if act.kind == "undo":
+            self._loop.returned(self._store.group(act.group), act.rater)
+        else:
+            self._loop.rated(act.group, receipt.act)
         return receipt
 
     def undo(self, rater: str = DEFAULT_RATER) -> Group | None:
@@ -74,22 +73,22 @@ class Session:
         last = self._store.last_act(rater)
         if last is None:
             return None
-        group = self._store.group(last.act.group)
-        self._store.rate(Act(group.id, rater, (None,) * len(group.images), kind="undo"), self._loop.status.policy_version)
-        self._loop.returned(group)
-        return group
+        self.rate(Act(last.act.group, rater, (), kind="undo"))
+        return self._store.group(last.act.group)
 
     def compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
         """(base, tuned): the same prompt and seed without and with the LoRA."""
-        prompt = clean_prompt(prompt)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+            raise InvalidInput(f"A seed is a whole number from 0 to 2^53 - 1, not {seed!r}.")
+        prompt = expand(clean_prompt(prompt), seed=seed)
         if not prompt:
             raise InvalidInput("A comparison needs a prompt: type what is to be drawn.")
-        base, tuned = self._wait(self._loop.compare(prompt, _seed(seed)))
+        base, tuned = self._wait(self._loop.compare(prompt, seed))
         return base, tuned
 
     def strip(self) -> list[tuple[int, str]]:
         """[(version, picture file)] of one fixed prompt and seed, oldest version first."""
-        return [(number, f"strip-{number}.png") for number in sorted(self._loop.strip())]
+        return self._loop.strip()
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
@@ -120,14 +119,13 @@ class Session:
         path: Path = self._wait(self._loop.call("exporting", lambda engine: self._export(engine, format)))
         return path
 
-    def measure(self, work: Callable[[Any], Any]) -> Any:
+    def measure(self, work: Callable[[Engine], Any]) -> Any:
         """Runs `work(engine)` in the worker and waits: for figures on the command line."""
         return self._wait(self._loop.call("measuring", work))
 
     def automatic_round(self) -> Group:
-        """Draws and scores one group for the reward models alone, and learns from it."""
+        """Draws and scores one group for the reward models alone; what it teaches is learned next."""
         group: Group = self._wait(self._loop.automatic_round())
-        self._loop.worker.wake()
         return group
 
     def close(self) -> None:
@@ -136,16 +134,20 @@ class Session:
             self._loop.close()
             self._store.close()
 
+    def _clean(self, prompt: str) -> str:
+        """A typed prompt with its wildcards filled in, others for each group."""
+        return expand(clean_prompt(prompt), seed=self._loop.status.groups)
+
     def _wait(self, future: Future[Any]) -> Any:
+        """The result of a job; whatever went wrong is a LoopHILError with a sentence."""
+        if not wait([future], WAIT_SECONDS).done:
+            future.cancel()
+            raise LoopHILError(f"The worker has not answered in {WAIT_SECONDS:.0f} s; the status says what it is doing.")
         try:
-            return future.result(timeout=WAIT_SECONDS)
-        except TimeoutError:
-            raise LoopHILError(f"The worker has not answered in {WAIT_SECONDS:.0f} s; the status says what it is doing.") from None
+            return future.result()
         except Stopped:
             raise LoopHILError("The program is being closed.") from None
-
-
-def _seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
-        raise InvalidInput(f"A seed is a whole number from 0 to 2^53 - 1, not {seed!r}.")
-    return seed
+        except LoopHILError:
+            raise
+        except Exception as error:
+            raise LoopHILError(f"That failed: {str(error) or type(error).__name__}.") from error

@@ -1,7 +1,8 @@
 """The one thread that owns the device: it runs jobs one after another and gives futures. It knows nothing of ratings.
 
-A job is a function. One that returns a generator works in steps, and between two steps the worker slips in what people wait
-for. When nobody waits it asks `next_job` what to do, and sleeps until `wake` when there is nothing.
+A job is a function. One that returns a generator works in steps, and between two steps what people wait for slips in. When
+nobody waits, the worker asks its plan what to do, and sleeps when there is nothing. Without a thread the same jobs run in
+the same order inside the caller's call.
 """
 
 import logging
@@ -10,52 +11,64 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from loophil.errors import LoopHILError
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN = 5.0  # seconds; a plan may have work that only time brings up
+
+
+CLOSED = "The worker was closed."
+
 
 class Stopped(Exception):
-    """The worker was closed before or while this job ran."""
+    """The worker was closed before this job was done."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """`run()` gives the result, or a generator that returns it.
-
-    alone    never runs between the steps of another;  waited: somebody holds the future
-    """
+    """`run()` gives the result, or a generator that returns it. `alone`: never between the steps of another job."""
 
     name: str
     run: Callable[[], Any]
     alone: bool = False
-    waited: bool = False
     future: "Future[Any]" = field(default_factory=Future)
 
 
+def stop(job: Job) -> None:
+    """Fails a job that will not be run, unless whoever waited for it has given up."""
+    if job.future.set_running_or_notify_cancel():
+        job.future.set_exception(Stopped(CLOSED))
+
+
+class Plan(Protocol):
+    """What the worker asks and tells, always in its own thread."""
+
+    def next_job(self) -> Job | None:
+        """What to do when nobody waits; None = nothing."""
+
+    def between(self) -> Job | None:
+        """What to slip in between two steps of a job; None = nothing."""
+
+    def doing(self, what: str) -> None:
+        """The worker does this from now on; "" = nothing."""
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        """A job was done or failed; its future says so next."""
+
+
 class Worker:
-    """A named daemon thread with a queue; with `threaded=False` everything runs inside the caller's call instead.
+    """A named daemon thread with a queue; with `threaded=False` whoever submits or wakes runs the jobs."""
 
-    next_job    what to do when the queue is empty: a Job, or None to sleep
-    between     what to slip in between two steps of a job when the queue is empty: a Job, or None
-    on_error    called with a job and its exception, in the worker; the thread goes on
-    """
-
-    def __init__(
-        self,
-        next_job: Callable[[], Job | None],
-        *,
-        between: Callable[[], Job | None] = lambda: None,
-        on_error: Callable[[Job, BaseException], None] = lambda job, error: None,
-        threaded: bool = True,
-    ) -> None:
-        self._next_job, self._between, self._on_error = next_job, between, on_error
-        self._threaded = threaded
+    def __init__(self, plan: Plan, *, threaded: bool = True) -> None:
+        self._plan, self._threaded = plan, threaded
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._inline = threading.RLock()
+        self._running = threading.RLock()
         self._closed = self._woken = False
-        self.doing = ""
+        self._doing = ""
         self._thread = threading.Thread(target=self._work, name="loophil-worker", daemon=True)
 
     def start(self) -> None:
@@ -65,97 +78,118 @@ class Worker:
         else:
             self.wake()
 
-    @property
-    def alive(self) -> bool:
-        """Whether jobs are still being run."""
-        return not self._closed and (not self._threaded or self._thread.is_alive())
-
     def submit(self, name: str, run: Callable[[], Any], *, alone: bool = False) -> "Future[Any]":
-        """Runs `run` as soon as possible, before anything that nobody waits for; its result or exception is in the future."""
-        job = Job(name, run, alone, waited=True)
-        if not self._threaded:
-            with self._inline:
-                self._do(job)
-            return job.future
+        """Runs `run` before anything that nobody waits for; the future has its result, its exception, or Stopped."""
+        job = Job(name, run, alone)
         with self._changed:
-            if self._closed:
-                job.future.set_exception(Stopped("The worker is closed."))
-            else:
+            closed = self._closed
+            if not closed:
                 self._queue.append(job)
-                self._changed.notify()
+        if closed:
+            stop(job)
+        self.wake()
         return job.future
 
     def wake(self) -> None:
-        """Something has changed: ask `next_job` again. Without a thread: do all there is to do, now."""
-        if not self._threaded:
-            with self._inline:
-                while not self._closed and (job := self._next_job()) is not None:
-                    self._do(job)
-            return
+        """Something has changed: ask the plan again. Without a thread: do all there is to do, now."""
         with self._changed:
             self._woken = True
             self._changed.notify()
+        if not self._threaded:
+            with self._running:
+                while not self._doing and self.run_one():  # a job that wakes the worker is already being run by it
+                    pass
 
-    def close(self, timeout: float = 5.0) -> bool:
-        """Stops after the current step, fails what is queued; whether the thread has ended in time. May be called again."""
+    def run_one(self) -> bool:
+        """Does the next job in the calling thread; False if there is none."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._woken = False
+            job = self._queue.popleft() if self._queue else None
+        job = job or self._ask(self._plan.next_job)
+        if job is None:
+            self._plan.doing("")
+            return False
+        self._do(job)
+        return True
+
+    def close(self, timeout: float = 4.5) -> bool:
+        """Stops after the current step and fails what is queued; whether the thread has ended in time. May be called again."""
         with self._changed:
             self._closed = True
-            waiting, self._queue = list(self._queue), deque()
+            waiting, self._queue = self._queue, deque()
             self._changed.notify_all()
         for job in waiting:
-            job.future.set_exception(Stopped("The worker was closed."))
-        if self._threaded and self._thread.is_alive() and threading.current_thread() is not self._thread:
+            stop(job)
+        if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
         while not self._closed:
-            with self._changed:
-                self._woken = False
-                job = self._queue.popleft() if self._queue else None
-            job = job or self._ask(self._next_job)
-            if job is not None:
-                self._do(job)
+            if self.run_one():
                 continue
             with self._changed:
                 if not (self._queue or self._woken or self._closed):
-                    self._changed.wait(timeout=5.0)
+                    self._changed.wait(LOOK_AGAIN)
 
     def _ask(self, source: Callable[[], Job | None]) -> Job | None:
-        """The source's job; a source that fails must not end the thread."""
+        """The plan's job; a plan that fails must not end the thread."""
         try:
             return source()
         except Exception as error:
-            log.exception("deciding what to do next failed")
-            self._on_error(Job("deciding", lambda: None), error)
+            self._end(Job("deciding", lambda: None), error)
             return None
 
     def _do(self, job: Job) -> None:
-        outer, self.doing = self.doing, job.name
+        if not job.future.set_running_or_notify_cancel():
+            return
+        outer, self._doing = self._doing, job.name
+        self._plan.doing(job.name)
+        result, error = None, None
         try:
             result = job.run()
             if isinstance(result, Generator):
-                result = self._in_steps(result)
-            job.future.set_result(result)
-        except BaseException as error:
-            job.future.set_exception(error)
-            if not isinstance(error, Stopped):
-                log.warning("%s failed: %s", job.name, error, exc_info=not isinstance(error, ValueError))
-                self._on_error(job, error)
+                result = self._in_steps(job, result)
+        except Exception as failure:
+            error = failure
+        except BaseException as failure:  # Ctrl+C where there is no thread: not for the plan to survive
+            job.future.set_exception(failure)
+            raise
         finally:
-            self.doing = outer
+            self._doing = outer
+        self._end(job, error, result)
+        if outer:
+            self._plan.doing(outer)
 
-    def _in_steps(self, steps: Generator[Any, None, Any]) -> Any:
+    def _end(self, job: Job, error: Exception | None, result: Any = None) -> None:
+        """Tells the plan, then whoever holds the future."""
+        if error is not None and not isinstance(error, Stopped):
+            log.warning("%s failed: %s", job.name, error, exc_info=None if isinstance(error, LoopHILError) else error)
+        try:
+            self._plan.ended(job, error)
+        except Exception:
+            log.exception("after '%s'", job.name)
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+    def _in_steps(self, job: Job, steps: Generator[Any, None, Any]) -> Any:
+        number = 0
         while True:
             try:
                 next(steps)
             except StopIteration as end:
                 return end.value
+            number += 1
             if self._closed:
                 steps.close()
-                raise Stopped("The worker was closed.")
-            while (job := self._urgent()) is not None:
-                self._do(job)
+                raise Stopped(CLOSED)
+            while (urgent := self._urgent()) is not None:
+                self._do(urgent)
+            self._plan.doing(f"{job.name}, step {number + 1}")
 
     def _urgent(self) -> Job | None:
         with self._changed:
@@ -163,4 +197,4 @@ class Worker:
                 if not job.alone:
                     self._queue.remove(job)
                     return job
-        return self._ask(self._between)
+        return self._ask(self._plan.between)

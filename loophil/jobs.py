@@ -1,0 +1,233 @@
+"""The jobs that the loop gives the worker: draw a group, score it, learn and publish, roll back, redraw the strip.
+
+    Engine     what needs the device: policy, sampler, trainer, rewards
+    Studio     prompts -> groups and pictures in the store
+    Learner    ratings and scores in the store -> updates -> versions in the store
+
+When each is done, and for whom, is decided in loop.py. Everything here runs in the worker's thread.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from loophil.config import Settings
+from loophil.lessons import lessons_of
+from loophil.prompts import PromptSource, expand
+from loophil.store import Store
+from loophil.types import DrawSettings, Group, Lesson, Trajectory, UpdateStats, Version
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loophil.policy import Policy
+    from loophil.sampler import Sampler
+    from loophil.trainer import Example, Trainer
+
+REPLAYED_GROUPS = 256
+RECENT_GROUPS = 64
+TRIES = 2  # of a rating whose update fails, each time with something new beside it
+STRIP_SEED = 7
+ADAPTER = "adapter.safetensors"
+NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
+
+Scores = Mapping[str, tuple[NDArray[np.float64], str]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What needs the device, made by the worker: `score(images, prompts)` gives {reward: (values, reason why some are missing)}."""
+
+    policy: Policy
+    sampler: Sampler
+    trainer: Trainer
+    score: Callable[[Sequence[Image.Image], Sequence[str]], Scores]
+    scheduler: str
+    device: str
+
+
+class Studio:
+    """Draws groups and keeps them. The seeds follow from the run's seed and how many groups it has, so a reopened run draws what comes next."""
+
+    def __init__(self, store: Store, settings: Settings, prompts: PromptSource) -> None:
+        self.store, self.settings, self.prompts = store, settings, prompts
+        self._drawn = int(store.noted("groups.drawn", 0))
+
+    def draw(self, engine: Engine, prompt: str, kind: str) -> Group:
+        """One group of the prompt, "" = the next of the list."""
+        rng = np.random.default_rng((self.settings.seed, 11, self._drawn))
+        seeds = tuple(int(seed) for seed in rng.integers(0, 2**48, self.settings.draw.num_images_per_prompt))
+        drawing = engine.sampler.draw(prompt or self.prompts.next(), DrawSettings.of(self.settings.draw), seeds)
+        group = self.store.add_group(
+            drawing.prompt,
+            drawing.settings,
+            policy_version=drawing.policy_version,
+            seeds=drawing.seeds,
+            images=[_png(image) for image in drawing.images],
+            write_transitions=lambda path: engine.sampler.write(drawing.trajectory, path),
+            scheduler=engine.scheduler,
+            kind=kind,
+            notes={"prompts.position": self.prompts.position, "groups.drawn": self._drawn + 1},
+        )
+        self._drawn += 1
+        return group
+
+    def unscored(self, groups: Iterable[Group]) -> list[Group]:
+        """Those that a reward in use has not been asked about."""
+        rewards = set(self.settings.rewards)
+        return [group for group in groups if rewards - set(self.store.scores(group.id))]
+
+    def score(self, engine: Engine, group: Group) -> dict[str, str]:
+        """Scores one group; {reward: why some scores are missing, "" = none is}."""
+        images = [_read(self.store.images / ref.file) for ref in group.images]
+        scores = engine.score(images, [group.prompt] * len(images))
+        for reward, (values, reason) in scores.items():
+            self.store.add_scores(group.id, reward, values, reason)
+        return {reward: reason for reward, (_, reason) in scores.items()}
+
+    def picture(self, engine: Engine, prompt: str, seed: int, who: str) -> Image.Image:
+        """One picture by "base" or "published", not kept."""
+        return engine.sampler.pictures(prompt, DrawSettings.of(self.settings.draw), (seed,), who=who)[0]
+
+    def draw_strip(self, engine: Engine, version: int) -> None:
+        """The run's first prompt at one seed, by the version that draws now; 0 is the base."""
+        picture = self.picture(engine, expand(self.prompts.prompts[0], seed=STRIP_SEED), STRIP_SEED, "published" if version else "base")
+        staging = self.store.images / f"strip-{version}.tmp"
+        staging.write_bytes(_png(picture))
+        staging.replace(staging.with_suffix(".png"))
+
+    def strip(self) -> list[tuple[int, str]]:
+        """[(version, picture file)], oldest version first."""
+        return sorted((int(path.stem.split("-")[1]), path.name) for path in self.store.images.glob("strip-*.png"))
+
+
+class Learner:
+    """Learns from what is in the store. `fresh`: there is something that was not tried in vain; `silent`: new groups that say nothing."""
+
+    def __init__(self, store: Store, settings: Settings, scales: Mapping[str, float]) -> None:
+        self.store, self.settings, self.learn, self._scales = store, settings, settings.learn, scales
+        self.fresh, self.silent = False, 0
+        self._tries: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        self._clean: dict[str, Trajectory] = {}
+
+    @property
+    def current(self) -> int:
+        """The number of the version that draws."""
+        return self.store.current_version().number
+
+    def look(self) -> None:
+        """Brings `fresh` and `silent` up to date."""
+        new = [lesson for lesson in self._lessons(RECENT_GROUPS) if lesson.fresh]
+        self.fresh = any(self._taught_by(lesson) and self._tries[_key(lesson)] == 0 for lesson in new)
+        self.silent = sum(not lesson.advantages.any() for lesson in new)
+
+    def restore(self, engine: Engine, number: int) -> None:
+        """Version `number` becomes both adapters and the training state."""
+        if number == 0:
+            engine.policy.reset()
+            engine.trainer.restart()
+            return
+        folder = self.store.version_path(number)
+        engine.policy.load_weights(engine.policy.read(folder / ADAPTER), number)
+        engine.trainer.load(folder)
+
+    def update(self, engine: Engine) -> Generator[None, None, tuple[Version, UpdateStats, int]]:
+        """Learns from all that is fresh at once and from older groups again, and publishes: the version, its stats, how many were fresh.
+
+        Whatever goes wrong, the published version stays and its training state is restored; what was fresh waits for something new beside it.
+        """
+        lessons = self._lessons()
+        fresh = [lesson for lesson in lessons if lesson.fresh and self._tries[_key(lesson)] < TRIES]
+        older = [lesson for lesson in lessons if not lesson.fresh and self._taught_by(lesson)][-REPLAYED_GROUPS:]
+        update = self.store.begin_update(self.current)
+        try:
+            stats = yield from engine.trainer.update(self._examples(engine, [*older, *fresh]))
+            version = self._publish(engine, update, fresh, stats)
+        except BaseException as error:
+            self._tries.update(_key(lesson) for lesson in fresh)
+            if isinstance(error, Exception):
+                self.restore(engine, self.current)
+            self.store.abort_update(update, str(error) or type(error).__name__)
+            raise
+        return version, stats, len(fresh)
+
+    def rollback(self, engine: Engine, number: int) -> Version:
+        """A new version with the weights, and where they are kept the training state, of an old one."""
+        try:
+            self.restore(engine, number)
+            weights = engine.policy.weights()
+            version = self.store.publish(None, parent=number, kind="rollback", write=lambda folder: _write(engine, folder, weights))
+        except BaseException:
+            self.restore(engine, self.current)
+            raise
+        engine.policy.refresh(weights, version.number)
+        return version
+
+    def _lessons(self, newest: int | None = None) -> list[Lesson]:
+        taught = self.store.learnable_groups(newest)
+        return lessons_of(taught, learn=self.learn, rewards=self.settings.rewards, scales=self._scales, version=self.current)
+
+    def _taught_by(self, lesson: Lesson) -> list[str]:
+        """The objectives that a lesson says something to."""
+        if not lesson.advantages.any():
+            return []
+        young = lesson.age <= self.learn.max_staleness and self.learn.trajectory_passes > 0
+        return [self.learn.objective] * young + ["forward_process"] * (self.learn.forward_passes > 0)
+
+    def _examples(self, engine: Engine, lessons: Sequence[Lesson]) -> list[Example]:
+        """Lessons with their tensors: transitions of young groups from disk, clean latents of older ones from memory."""
+        clean, examples = {}, []
+        for lesson in lessons:
+            key = lesson.group.id
+            trajectory = self._clean.get(key) if lesson.age > self.learn.max_staleness else None
+            if trajectory is None:
+                trajectory = engine.sampler.read(self.store.transitions_path(key))
+            if lesson.age > self.learn.max_staleness:
+                trajectory = clean[key] = engine.sampler.clean_only(trajectory)
+            examples.append(engine.trainer.example(lesson, trajectory))
+        self._clean = clean
+        return examples
+
+    def _publish(self, engine: Engine, update: int, fresh: Sequence[Lesson], stats: UpdateStats) -> Version:
+        """Files first, then one transaction, then the weights that draw."""
+        weights = engine.policy.next_weights(self.learn.ema)
+        version = self.store.publish(
+            update,
+            parent=self.current,
+            kind="update",
+            write=lambda folder: _write(engine, folder, weights),
+            uses=[(act, objective) for lesson in fresh for act in lesson.acts for objective in self._taught_by(lesson) or [NOTHING]],
+            groups_learned=[lesson.group.id for lesson in fresh],
+            stats=asdict(stats),
+        )
+        engine.policy.refresh(weights, version.number)
+        return version
+
+
+def _key(lesson: Lesson) -> tuple[str, tuple[int, ...]]:
+    """A lesson by what was said: rated again, it is another."""
+    return lesson.group.id, lesson.acts
+
+
+def _write(engine: Engine, folder: Path, weights: Mapping[str, Any]) -> None:
+    engine.policy.write(weights, folder / ADAPTER)
+    engine.trainer.save(folder)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _read(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")

@@ -1,0 +1,211 @@
+"""An engine without torch, on a clock that only its work moves: stands in for policy, sampler and trainer where a test is about the loop.
+
+What is drawn depends on the published weight and the seed; what is learned depends on the lessons, the optimizer's memory and the generator;
+so a run that was not resumed exactly draws other pictures. Nothing in the product can reach it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from loophil.config import Settings
+from loophil.loop import Engine, Loop
+from loophil.prompts import PromptSource
+from loophil.session import Session
+from loophil.store import open_run
+from loophil.types import Drawing, DrawSettings, Lesson, UpdateStats
+
+PROMPTS = [f"picture number {i}" for i in range(12)]
+DRAW_SECONDS, UPDATE_SECONDS, MICRO_STEPS = 2.0, 3.0, 12
+
+
+class Clock:
+    """Virtual seconds; what was set for a moment happens when work passes it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def at(self, moment: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (moment, next(self._order), event))
+
+    def work(self, seconds: float) -> None:
+        """Time passes, and what falls into it happens."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            moment, _, event = heapq.heappop(self._events)
+            self.now = max(self.now, moment)
+            event()
+        self.now = end
+
+    def sleep(self) -> bool:
+        """On to the next event; False if there is none."""
+        if not self._events:
+            return False
+        self.work(max(0.0, self._events[0][0] - self.now))
+        return True
+
+
+@dataclass
+class FakeEngine:
+    """`faults`: {"draw" | "update" | "score" | "load": exceptions to be raised, one each time}; `updates`: the lessons of each."""
+
+    clock: Clock = field(default_factory=Clock)
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    faults: dict[str, list[Exception]] = field(default_factory=dict)
+    published: float = 0.0
+    learned: float = 0.0
+    version: int = 0
+    momentum: float = 0.0
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    updates: list[list[Lesson]] = field(default_factory=list)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    loads: int = 0
+    hold: Callable[[str], None] = lambda what: None
+
+    def engine(self) -> Engine:
+        """What the worker loads."""
+        self.loads += 1
+        self._work("load", 0.0)
+        return Engine(
+            policy=cast("Any", self), sampler=cast("Any", self), trainer=cast("Any", self), score=self.score, scheduler="DDIM", device="fake"
+        )
+
+    def _work(self, what: str, seconds: float) -> None:
+        began = self.clock.now
+        self.clock.work(seconds)
+        self.hold(what)
+        self.spans.append((what, began, self.clock.now))
+        if self.faults.get(what):
+            raise self.faults[what].pop(0)
+
+    # sampler
+
+    def draw(self, prompt: str, settings: DrawSettings, seeds: Sequence[int]) -> Drawing:
+        version = self.version
+        self._work("draw", DRAW_SECONDS)
+        assert version == self.version, "refreshed while drawing"
+        pictures = tuple(self._picture(prompt, seed, self.published) for seed in seeds)
+        return Drawing(prompt, settings, tuple(seeds), version, pictures, cast("Any", {"young": True, "seeds": list(seeds)}))
+
+    def pictures(self, prompt: str, settings: DrawSettings, seeds: Sequence[int], *, who: str) -> list[Image.Image]:
+        self._work("picture", DRAW_SECONDS / 4)
+        return [self._picture(prompt, seed, self.published if who == "published" else 0.0) for seed in seeds]
+
+    def _picture(self, prompt: str, seed: int, weight: float) -> Image.Image:
+        pixels = random.Random(f"{prompt} {seed} {weight!r}").randbytes(3 * 8 * 8)
+        return Image.frombytes("RGB", (8, 8), pixels)
+
+    def clean_only(self, trajectory: Any) -> Any:
+        return trajectory | {"young": False}
+
+    # files: of the sampler, the policy and the trainer, told apart by what is given
+
+    def write(self, what: Any, path: Path) -> None:
+        path.write_text(json.dumps(what))
+
+    def read(self, path: Path) -> Any:
+        return json.loads(path.read_text())
+
+    def save(self, folder: Path) -> None:
+        (folder / "optimizer.safetensors").write_text(json.dumps(self.momentum))
+        (folder / "rng.json").write_text(json.dumps(self.rng.getstate()))
+
+    def load(self, folder: Path) -> None:
+        self.momentum = json.loads((folder / "optimizer.safetensors").read_text())
+        version, state, gauss = json.loads((folder / "rng.json").read_text())
+        self.rng.setstate((version, tuple(state), gauss))
+
+    # policy
+
+    def weights(self) -> dict[str, float]:
+        return {"w": self.published}
+
+    def load_weights(self, weights: Mapping[str, float], version: int) -> None:
+        self.published = self.learned = weights["w"]
+        self.version = version
+
+    def reset(self) -> None:
+        self.load_weights({"w": 0.0}, 0)
+
+    def next_weights(self, ema: float) -> dict[str, float]:
+        return {"w": self.learned}
+
+    def refresh(self, weights: Mapping[str, float], version: int) -> None:
+        self.published, self.version = weights["w"], version
+
+    # trainer
+
+    def restart(self) -> None:
+        self.momentum = 0.0
+
+    def example(self, lesson: Lesson, trajectory: Any) -> tuple[Lesson, Any]:
+        return lesson, trajectory
+
+    def update(self, examples: Sequence[tuple[Lesson, Any]]) -> Generator[None, None, UpdateStats]:
+        """UPDATE_SECONDS for each fresh group, in micro-steps."""
+        lessons = [lesson for lesson, _ in examples]
+        self.updates.append(lessons)
+        fresh = [lesson for lesson in lessons if lesson.fresh]
+        for _ in range(MICRO_STEPS * len(fresh)):
+            self.learned += 0.001
+            self._work("update", UPDATE_SECONDS / MICRO_STEPS)
+            yield
+        said = sum(float(np.abs(lesson.advantages).sum()) for lesson in lessons)
+        self.momentum = 0.9 * self.momentum + said
+        self.learned = self.published + self.momentum * self.rng.random()
+        silent = sum(not lesson.advantages.any() for lesson in lessons)
+        nan = math.nan
+        return UpdateStats(0.5, 1.0, 0.0, 0.0, 0.0, nan, 1.0, 1.0, 4 * len(lessons), silent, 3.0, {})
+
+    # rewards
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, tuple[Any, str]]:
+        self._work("score", 0.5)
+        return {reward: (np.array([float(np.asarray(image).mean()) for image in images]), "") for reward in self.rewards}
+
+
+def fake_settings(runs: Path, *, threaded: bool = True, **changes: Any) -> Settings:
+    """`changes`: knobs of any section by their own name."""
+    settings = Settings(runs=runs, rewards=changes.pop("rewards", {}), seed=changes.pop("seed", 0))
+    sections = {}
+    for name in ("draw", "learn", "loop"):
+        section = getattr(settings, name)
+        mine = {knob: changes.pop(knob) for knob in list(changes) if knob in type(section).model_fields}
+        sections[name] = section.model_copy(update=mine | ({"threaded": threaded} if name == "loop" else {}))
+    assert not changes, f"no such knobs: {changes}"
+    return settings.model_copy(update=sections)
+
+
+def fake_loop(runs: Path, fake: FakeEngine, *, threaded: bool = True, **changes: Any) -> Loop:
+    """A loop on a new or an old run, not started."""
+    settings = fake_settings(runs, threaded=threaded, **changes)
+    store = open_run(runs, None, base_model="fake", revision=None)
+    prompts = PromptSource(PROMPTS, seed=settings.seed, position=store.noted("prompts.position", 0))
+    return Loop(store, settings, prompts, fake.engine, dict.fromkeys(settings.rewards, 1.0), clock=fake.clock)
+
+
+def no_export(engine: Engine, format: str) -> Path:
+    raise AssertionError("nothing is exported here")
+
+
+def fake_session(runs: Path, fake: FakeEngine, *, threaded: bool = True, **changes: Any) -> Session:
+    """A session on it, started."""
+    loop = fake_loop(runs, fake, threaded=threaded, **changes)
+    loop.start()
+    return Session(loop, no_export)

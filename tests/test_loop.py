@@ -1,0 +1,735 @@
+"""The loop: what is done next, for raters of every speed, and what becomes of failures. On a virtual clock, which only the fake engine's work moves.
+
+The worker's thread is not started: the test runs its jobs one by one, so that every interleaving is the same each time.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loophil import loop as loop_module
+from loophil.errors import ConfigError, InvalidInput, LearningError
+from loophil.loop import Loop, Situation, decide, prefetch_target
+from loophil.session import Session
+from loophil.types import Act, Group
+from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
+
+STARS = (1.0, 2.0, 4.0, 5.0)
+TIES = (3.0, 3.0, 3.0, 3.0)
+
+
+@dataclass
+class Stage:
+    """A loop whose jobs the test runs."""
+
+    fake: FakeEngine
+    loop: Loop
+    session: Session
+
+    def run(self, until: float = math.inf) -> None:
+        """Works, and sleeps when there is nothing to do, until this moment or until nothing will ever happen."""
+        clock = self.fake.clock
+        while clock.now < until and (self.loop.worker.run_one() or clock.sleep()):
+            pass
+
+    def jobs(self, n: int) -> None:
+        for _ in range(n):
+            assert self.loop.worker.run_one()
+
+    def rate(self, group: Group, stars: tuple[float | None, ...] = STARS, rater: str = "ann", **given: Any) -> int:
+        return self.session.rate(Act(group.id, rater, stars, **given)).act
+
+    def next(self, rater: str = "ann") -> Group:
+        return self.session.upcoming(rater)[0]
+
+    def spent(self, what: str, start: float, end: float) -> float:
+        """Seconds of this work between two moments."""
+        return sum(max(0.0, min(ended, end) - max(began, start)) for name, began, ended in self.fake.spans if name == what)
+
+    def taught(self) -> list[list[str]]:
+        """The groups that each update learned from for the first time."""
+        return [[lesson.group.id for lesson in lessons if lesson.fresh] for lessons in self.fake.updates]
+
+
+Staged = Callable[..., Stage]
+
+
+def void(_: object) -> None:
+    """For the types: an event returns nothing."""
+
+
+@pytest.fixture
+def staged(runs: Path) -> Iterator[Staged]:
+    opened: list[Session] = []
+
+    def make(**knobs: Any) -> Stage:
+        fake = FakeEngine(rewards=knobs.get("rewards", {}))
+        loop = fake_loop(runs, fake, **knobs)
+        opened.append(Session(loop, no_export))
+        return Stage(fake, loop, opened[-1])
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+# deciding
+
+
+@pytest.mark.parametrize(
+    ("situation", "work"),
+    [
+        (Situation(loaded=False, asked=True, learning=True), "load"),
+        (Situation(loaded=False, resting=True), ""),
+        (Situation(loaded=False, resting=True, asked=True), "draw"),  # whoever asked hears why it cannot be
+        (Situation(), "prefetch"),
+        (Situation(ready=4), ""),
+        (Situation(resting=True, learning=True, unscored=1), ""),
+        (Situation(asked=True, ready=4), "draw"),
+        (Situation(present=True, ready=0), "draw"),
+        (Situation(present=True, ready=1), "prefetch"),
+        (Situation(present=True, resting=True), ""),
+        (Situation(asked=True, unscored=5), "score"),  # those who ask cannot keep the rewards from ever being asked
+        (Situation(asked=True, learning=True, owed=0.0), "update"),
+        (Situation(asked=True, learning=True, owed=-0.1), "draw"),
+        (Situation(unscored=1, learning=True), "score"),
+        (Situation(learning=True, owed=0.0), "update"),
+        (Situation(learning=True, owed=-0.1), "prefetch"),
+        (Situation(learning=True, owed=-0.1, ready=4), "update"),
+        (Situation(ready=4, strip_due=True, auto_due=True), "strip"),
+        (Situation(strip_due=True, learning=True), "update"),
+        (Situation(strip_late=True, learning=True, unscored=1), "strip"),
+        (Situation(ready=4, auto_due=True), "auto"),
+        (Situation(target=0), ""),
+    ],
+)
+def test_decisions(situation: Situation, work: str) -> None:
+    assert decide(situation) == work
+
+
+def test_deciding_takes_fewer_than_15_lines() -> None:
+    import inspect
+
+    assert len(inspect.getsource(decide).splitlines()) < 15
+
+
+@pytest.mark.parametrize(("pace", "depth"), [(0.01, 4), (1.0, 4), (2.5, 3), (4.9, 3), (5.0, 2), (10.0, 2), (math.inf, 1)])
+def test_prefetch_is_deep_for_a_fast_rater_and_shallow_for_a_slow_one(pace: float, depth: int) -> None:
+    """5 s of work for a group: 1 + ceil(5 / pace), within 1..4."""
+    assert prefetch_target(4, 5.0, pace) == depth
+
+
+# raters of all speeds
+
+
+@dataclass
+class Rater:
+    """Looks at a group for `seconds`, rates it, and takes the next; `waits` are the seconds without one. Looks again every 0.1 s."""
+
+    stage: Stage
+    seconds: float
+    until: float
+    name: str = "ann"
+    rated: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    free: float = 0.0
+
+    def look(self) -> None:
+        clock = self.stage.fake.clock
+        groups = self.stage.session.upcoming(self.name)
+        if not groups:
+            clock.at(clock.now + 0.1, self.look)
+            return
+        if self.rated:
+            self.waits.append(clock.now - self.free)
+        clock.at(clock.now + self.seconds, lambda: self.rate(groups[0]))
+
+    def rate(self, group: Group) -> None:
+        clock = self.stage.fake.clock
+        self.stage.rate(group, tuple(random.Random(group.id).sample(STARS, 4)), self.name)
+        self.rated.append(group.id)
+        self.free = clock.now
+        if clock.now < self.until:
+            self.look()
+
+
+@pytest.mark.parametrize(("seconds", "p50", "p95"), [(1.0, 4.1, 4.6), (2.5, 2.6, 3.1), (10.0, 0.0, 0.0)])
+def test_every_rated_group_is_trained_in_time_and_nobody_starves(staged: Staged, seconds: float, p50: float, p95: float) -> None:
+    """Drawing a group takes 2 s, learning from it 3 s: 5 s in all. So who takes 1 s waits 4, who takes 2.5 s waits 2.5, and who takes 10 s never.
+
+    All that is pending goes into each update, and updating has at least half of the time.
+    """
+    stage = staged()
+    pending_at_update = watch_pending(stage)
+    stage.run(until=20.0)
+    rater = Rater(stage, seconds, until=320.0)
+    stage.fake.clock.at(20.0, rater.look)
+    stage.run()
+    waits = rater.waits[10:]  # the stock of the first seconds is used up
+    print(
+        f"\n{seconds} s a group: {len(rater.rated)} groups, waits p50 {np.percentile(waits, 50):.1f} s, p95 {np.percentile(waits, 95):.1f} s,",
+        end=" ",
+    )
+    print(f"ages up to {max(lesson.age for lessons in stage.fake.updates for lesson in lessons if lesson.fresh)}, {len(stage.taught())} updates")
+    assert len(rater.rated) > 0.95 * 300 / max(5.0, seconds)
+    assert sorted(group for groups in stage.taught() for group in groups) == sorted(rater.rated)
+    assert all(lesson.age <= 4 for lessons in stage.fake.updates for lesson in lessons if lesson.fresh)
+    assert pending_at_update == [len(groups) for groups in stage.taught()]
+    assert np.percentile(waits, 50) <= p50
+    assert np.percentile(waits, 95) <= p95
+    if seconds < 5.0:  # from the first rating on there is always something to learn
+        for start in range(25, 260, 5):
+            assert stage.spent("update", start, start + 60) >= stage.spent("draw", start, start + 60), start
+
+
+def watch_pending(stage: Stage) -> list[int]:
+    """How many rated groups the store holds that nothing learned from, at the start of each update."""
+    counted: list[int] = []
+    begin = stage.loop.store.begin_update
+
+    def counting(base_version: int) -> int:
+        counted.append(stage.loop.store.counts().pending)
+        return begin(base_version)
+
+    stage.loop.store.begin_update = counting  # type: ignore[method-assign]
+    return counted
+
+
+def test_flood_of_wishes_leaves_updating_its_half(staged: Staged) -> None:
+    """A program that asks for the next group as soon as it has rated one."""
+    stage = staged()
+    clock = stage.fake.clock
+
+    def ask() -> None:
+        stage.loop.draw("a wish", offered=False).add_done_callback(rate)
+
+    def rate(future: Future[Group]) -> None:
+        stage.rate(future.result())
+        if clock.now < 100:
+            ask()
+
+    ask()
+    stage.run()
+    assert stage.spent("update", 10, 90) >= stage.spent("draw", 10, 90)
+    assert stage.loop.status.pending == 0
+
+
+def test_several_raters_share_one_stock_and_all_they_rate_is_learned(staged: Staged) -> None:
+    stage = staged()
+    raters = [Rater(stage, seconds, until=100.0, name=name) for name, seconds in (("ann", 1.0), ("bob", 2.5), ("eve", 10.0))]
+    for rater in raters:
+        stage.fake.clock.at(10.0, rater.look)
+    stage.run()
+    rated = {group for rater in raters for group in rater.rated}
+    assert all(len(rater.rated) > 5 for rater in raters)
+    assert {group for groups in stage.taught() for group in groups} == rated
+    assert stage.loop.status.pending == 0
+
+
+@pytest.mark.parametrize(("seconds", "depth"), [(1.0, 4), (2.5, 3), (10.0, 2)])
+def test_stock_follows_the_rater(staged: Staged, seconds: float, depth: int) -> None:
+    """Before anyone has rated, as for 2.5 s."""
+    stage = staged()
+    futures = [stage.loop.draw("a wish", offered=False) for _ in range(5)]
+    stage.run()
+    assert stage.session.status().ready == 3
+    stage.session.pause()
+    for future in futures:
+        stage.fake.clock.now += seconds
+        stage.rate(future.result())
+    for group in stage.session.upcoming("ann"):
+        stage.loop.take("ann")
+        assert group.prompt != "a wish"
+    stage.run()
+    assert stage.session.status().ready == depth
+
+
+# drawing for those who wait
+
+
+def test_wait_of_an_empty_board_ends_between_two_steps_of_an_update(staged: Staged) -> None:
+    stage = staged(prefetch=1)
+    stage.run()
+    stage.rate(stage.next())
+    stage.jobs(1)
+    kinds = [what for what, _, _ in stage.fake.spans if what in ("draw", "update")]
+    assert kinds == ["draw", "update", "draw"] + ["update"] * 11
+    assert stage.session.status().ready == 1
+    assert stage.next().policy_version == 0
+
+
+def test_wish_is_drawn_next_and_offered_first(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    stage.session.ask("a blue dog")
+    stage.run()
+    assert stage.next().prompt == "a blue dog"
+    assert stage.loop.prompts.position == 3
+
+
+def test_group_that_was_asked_for_is_not_offered_to_others(staged: Staged) -> None:
+    stage = staged()
+    future = stage.loop.draw("mine", offered=False)
+    stage.run()
+    assert future.result().prompt == "mine"
+    assert all(group.prompt != "mine" for group in stage.session.upcoming("ann"))
+
+
+def test_empty_wish_is_the_next_prompt_of_the_list(staged: Staged) -> None:
+    stage = staged()
+    future = stage.loop.draw("", offered=False)
+    stage.jobs(2)
+    assert future.result().prompt.startswith("picture number")
+    assert stage.loop.prompts.position == 1
+
+
+def test_wishes_are_limited(staged: Staged) -> None:
+    stage = staged()
+    for i in range(20):
+        stage.session.ask(f"wish {i}")
+    with pytest.raises(InvalidInput, match="20 groups are waiting to be drawn already"):
+        stage.session.ask("one more")
+
+
+def test_group_that_was_taken_is_replaced(staged: Staged) -> None:
+    stage = staged(prefetch=2)
+    stage.run()
+    first = stage.session.new_group()
+    assert stage.session.status().ready == 1
+    stage.run()
+    assert stage.session.status().ready == 2
+    assert first.id not in {group.id for group in stage.session.upcoming("ann")}
+
+
+# learning
+
+
+def test_one_update_takes_all_that_is_fresh_and_older_groups_again(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    first = stage.session.upcoming("ann")
+    for group in first:
+        stage.rate(group)
+    stage.run()
+    assert stage.taught() == [[group.id for group in first]]
+    stage.rate(stage.next())
+    stage.run()
+    assert [(lesson.fresh, lesson.age) for lesson in stage.fake.updates[1]] == [(False, 1)] * 3 + [(True, 1)]
+
+
+def test_rating_during_an_update_is_learned_by_the_next(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    first, second, _ = stage.session.upcoming("ann")
+    stage.rate(first)
+    stage.fake.clock.at(stage.fake.clock.now + 1.0, lambda: void(stage.rate(second)))
+    stage.run()
+    assert stage.taught() == [[first.id], [second.id]]
+    assert [lesson.age for lessons in stage.fake.updates for lesson in lessons if lesson.fresh] == [0, 1]
+
+
+def test_ties_make_no_update_are_counted_and_go_along_with_the_next(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    tied, telling, _ = stage.session.upcoming("ann")
+    stage.rate(tied, TIES)
+    stage.run()
+    assert (stage.taught(), stage.session.status().no_signal, stage.session.status().pending) == ([], 1, 1)
+    stage.rate(telling)
+    stage.run()
+    assert stage.taught() == [[tied.id, telling.id]]
+    status = stage.session.status()
+    assert (status.no_signal, status.pending, status.updates) == (1, 0, 1)
+    stage.rate(stage.next())
+    stage.run()
+    assert tied.id not in {lesson.group.id for lesson in stage.fake.updates[1]}
+    assert stage.session.status().no_signal == 1
+    used = stage.loop.store._rows("SELECT act_id, objective FROM uses ORDER BY act_id, objective")
+    assert [tuple(row) for row in used][:3] == [(1, "nothing"), (2, "forward_process"), (2, "loop")]
+
+
+def test_skipped_group_is_not_offered_again_and_teaches_nothing(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    skipped = stage.next()
+    stage.rate(skipped, (None,) * 4, kind="skip")
+    stage.run()
+    assert stage.taught() == []
+    assert skipped.id not in {group.id for group in stage.session.upcoming("ann")}
+    assert stage.session.status().pending == 0
+
+
+def test_rating_too_late_for_the_only_objective_does_not_make_an_empty_version(staged: Staged) -> None:
+    stage = staged(max_staleness=0, forward_passes=0)
+    stage.run()
+    late, soon, _ = stage.session.upcoming("ann")
+    stage.rate(soon)
+    stage.run()
+    stage.rate(late)
+    stage.run()
+    assert (stage.session.status().policy_version, stage.session.status().pending) == (1, 1)
+    teach(stage)
+    assert (stage.session.status().policy_version, stage.session.status().pending) == (2, 0)
+
+
+def test_pausing_stops_learning_only(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    assert stage.session.pause().paused
+    for group in stage.session.upcoming("ann"):
+        stage.rate(group)
+    stage.run()
+    assert (stage.taught(), stage.session.status().ready, stage.session.status().pending) == ([], 4, 3)
+    assert not stage.session.resume().paused
+    stage.run()
+    assert (len(stage.taught()[0]), stage.session.status().pending) == (3, 0)
+
+
+def test_pictures_change_by_a_refresh_only(staged: Staged) -> None:
+    stage = staged(prefetch=1)
+    stage.run()
+    stage.rate(stage.next())
+    stage.jobs(1)
+    versions = [group.policy_version for group in stage.loop.store.unrated_groups(None)]
+    assert versions == [0]  # slipped into the update, by the version of before
+    assert stage.session.status().policy_version == stage.fake.version == 1
+
+
+# ages
+
+
+def test_stale_groups_are_dropped_unseen(staged: Staged) -> None:
+    stage = staged(max_staleness=1)
+    stage.run()
+    shown = stage.session.upcoming("ann")
+    assert len(shown) == 3
+    stage.session.ask("a wish")
+    stage.run()
+    for _ in range(2):
+        teach(stage)
+    ready = {group.id for group in stage.session.upcoming("ann")}
+    assert shown[2].id not in ready  # prefetched, and nobody had it before them
+    assert {shown[0].id, shown[1].id} <= ready  # somebody looks at them
+    assert stage.next().prompt == "a wish"
+    files = {path.name for path in stage.session.images.iterdir()}
+    assert not {ref.file for ref in shown[2].images} & files
+    assert stage.rate(shown[0]) > 0
+
+
+def teach(stage: Stage) -> None:
+    """One version, by a group that is not of the stock."""
+    future = stage.loop.draw("a lesson", offered=False)
+    stage.run()
+    stage.rate(future.result())
+    stage.run()
+
+
+def test_undone_rating_offers_the_group_to_the_same_rater_again(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    stage.session.pause()
+    group = stage.session.upcoming("ann")[1]
+    stage.rate(group)
+    assert stage.session.undo("ann") == group
+    assert stage.next("ann") == group
+    assert group.id not in {g.id for g in stage.session.upcoming("bob")}
+    assert (stage.session.status().ratings, stage.session.status().pending) == (0, 0)
+    stage.rate(group, TIES)
+    assert group.id not in {g.id for g in stage.session.upcoming("ann")}
+    assert stage.session.undo("nobody") is None
+
+
+# going back
+
+
+def test_rollback_publishes_the_old_weights_as_a_new_version(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    for _ in range(2):
+        teach(stage)
+    weights = {1: stage.fake.read(stage.loop.store.version_path(1) / "adapter.safetensors")["w"], 0: 0.0}
+    assert stage.fake.published != weights[1]
+    for number, new in ((1, 3), (0, 4)):
+        future = stage.loop.rollback(number)
+        stage.run()
+        version = future.result()
+        assert (version.number, version.parent, version.kind) == (new, number, "rollback")
+        assert stage.fake.published == stage.fake.learned == weights[number]
+        assert stage.session.status().policy_version == stage.fake.version == new
+
+
+def test_rollback_that_cannot_be_kept_changes_nothing(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged()
+    stage.run()
+    for _ in range(2):
+        teach(stage)
+    before = (stage.fake.published, stage.fake.version, stage.fake.momentum)
+    monkeypatch.setattr(stage.loop.store, "publish", raising(OSError("disk full")))
+    future = stage.loop.rollback(1)
+    stage.run()
+    assert isinstance(future.exception(), OSError)
+    assert (stage.fake.published, stage.fake.version, stage.fake.momentum) == before
+    assert stage.session.status().policy_version == 2
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+# failures
+
+
+def test_failed_update_leaves_what_is_published_and_waits_for_something_new(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    first, second, third = stage.session.upcoming("ann")
+    stage.fake.faults["update"] = [LearningError("The loss was not finite.")]
+    stage.rate(first)
+    stage.run()
+    status = stage.session.status()
+    assert (status.last_error, status.policy_version, status.pending, status.updates) == ("The loss was not finite.", 0, 1, 0)
+    assert (stage.fake.published, stage.fake.learned, len(stage.fake.updates)) == (0.0, 0.0, 1)
+    stage.run(until=stage.fake.clock.now + 100)
+    assert len(stage.fake.updates) == 1
+    stage.rate(second)
+    stage.run()
+    status = stage.session.status()
+    assert stage.taught()[1:] == [[first.id, second.id]]
+    assert (status.last_error, status.policy_version, status.pending) == (None, 1, 0)
+    assert [update.status for update in stage.loop.store.updates()] == ["aborted", "committed"]
+    assert stage.rate(third) > 0
+
+
+def test_rating_that_fails_twice_is_set_aside_and_the_others_are_learned(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    poison = stage.next()
+    stage.fake.faults["update"] = [LearningError("poison"), LearningError("poison")]
+    stage.rate(poison)
+    stage.run()
+    for _ in range(2):
+        teach(stage)
+    assert [poison.id in groups for groups in stage.taught()] == [True, True, False]
+    assert (stage.session.status().policy_version, stage.session.status().pending) == (1, 1)
+    stage.rate(poison, tuple(reversed(STARS)))  # rated again, it is another rating
+    stage.run()
+    assert poison.id in stage.taught()[-1]
+
+
+def test_version_that_cannot_be_written_is_as_a_failed_update(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged()
+    stage.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.fake, "save", raising(OSError("No space left on device")))
+        stage.rate(stage.next())
+        stage.run()
+    status = stage.session.status()
+    assert (status.last_error, status.policy_version) == ("Updating failed: No space left on device", 0)
+    assert (stage.fake.learned, stage.fake.momentum) == (0.0, 0.0)
+    teach(stage)
+    assert (stage.session.status().policy_version, stage.session.status().last_error) == (1, None)
+
+
+def test_failing_drawing_rests_and_comes_back(staged: Staged) -> None:
+    stage = staged()
+    stage.fake.faults["draw"] = [RuntimeError("out of memory")] * 2
+    stage.jobs(2)
+    assert stage.session.status().last_error == "Drawing failed: out of memory"
+    assert not stage.loop.worker.run_one()
+    stage.fake.clock.now += 9.0
+    assert not stage.loop.worker.run_one()
+    stage.fake.clock.now += 1.1
+    stage.jobs(1)
+    assert not stage.loop.worker.run_one()
+    stage.fake.clock.now += 10.1
+    stage.run()
+    assert (stage.session.status().last_error, stage.session.status().ready) == (None, 3)
+
+
+def test_person_who_asked_hears_of_the_failure_and_nothing_rests(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    stage.fake.faults["draw"] = [RuntimeError("out of memory")]
+    future = stage.loop.draw("a wish", offered=True)
+    stage.run()
+    assert str(future.exception()) == "out of memory"
+    assert stage.session.status().last_error == "Drawing what was asked for failed: out of memory"
+    stage.rate(stage.next())
+    stage.run()
+    assert stage.session.status().last_error is None
+
+
+@pytest.mark.parametrize(("error", "again"), [(OSError("no network"), True), (ConfigError("There is no such model."), False)])
+def test_model_that_cannot_be_loaded_is_shown_and_tried_again_where_that_may_help(staged: Staged, error: Exception, again: bool) -> None:
+    stage = staged()
+    stage.fake.faults["load"] = [error]
+    stage.jobs(1)
+    assert str(error) in str(stage.session.status().last_error)
+    assert not stage.loop.worker.run_one()
+    assert stage.session.status().worker == "without a model"
+    stage.fake.clock.now += 11.0
+    assert stage.loop.worker.run_one() == again
+    future = stage.loop.draw("a wish", offered=False)  # somebody asks: it is tried anyway
+    stage.run()
+    assert future.result().prompt == "a wish"
+    assert (stage.fake.loads, stage.session.status().last_error, stage.session.status().ready) == (2, None, 3)
+
+
+def test_model_whose_adapter_does_not_fit_is_not_used(staged: Staged, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged()
+    stage.run()
+    teach(stage)
+    stage.session.close()
+    stage = staged()
+    monkeypatch.setattr(stage.fake, "load_weights", raising(ConfigError("The LoRA does not fit.")))
+    stage.run()
+    assert stage.session.status().last_error == "The LoRA does not fit."
+    future = stage.loop.draw("a wish", offered=False)
+    stage.run()
+    assert isinstance(future.exception(), ConfigError)
+
+
+def test_rewards_are_asked_before_learning_and_one_that_fails_is_missing_with_its_reason(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged(rewards={"dark": 1.0, "odd": 1.0})
+
+    def score(images: Any, prompts: Any) -> Any:
+        return {"dark": (np.array([1.0, 2.0, 3.0, 4.0]), ""), "odd": (np.full(4, np.nan), "odd failed")}
+
+    monkeypatch.setattr(stage.fake, "score", score)
+    stage.run()
+    assert stage.session.status().missing_rewards == {"odd": "odd failed"}
+    group = stage.next()
+    stage.rate(group)
+    stage.run()
+    assert stage.fake.updates[0][0].shares == pytest.approx({"human:ann": 0.4, "dark": 0.6, "odd": 0.0}, abs=0.2)
+
+
+def test_reward_that_raises_does_not_stop_the_loop(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    stage.fake.faults["score"] = [RuntimeError("no weights")]
+    stage.run(until=4.4)
+    assert stage.session.status().last_error == "Scoring failed: no weights"
+    stage.run()
+    stage.rate(stage.next())
+    stage.run()
+    assert (stage.session.status().policy_version, stage.session.status().last_error) == (1, None)
+
+
+def test_skipped_group_teaches_what_the_rewards_say(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    stage.run()
+    skipped = stage.next()
+    stage.rate(skipped, (None,) * 4, kind="skip")
+    stage.run()
+    assert stage.taught() == [[skipped.id]]
+    stage.run()
+    assert len(stage.fake.updates) == 1
+
+
+# the strip and automatic rounds
+
+
+def test_strip_is_drawn_for_those_who_look(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    assert list(stage.session.images.glob("strip*")) == []
+    assert stage.session.strip() == []
+    stage.run()
+    assert stage.session.strip() == [(0, "strip-0.png")]
+    teach(stage)
+    stage.session.strip()
+    stage.run()
+    assert stage.session.strip() == [(0, "strip-0.png"), (1, "strip-1.png")]
+
+
+def test_strip_does_not_starve_under_a_fast_rater(staged: Staged) -> None:
+    stage = staged()
+    stage.run(until=10.0)
+    stage.fake.clock.at(10.0, Rater(stage, 1.0, until=120.0).look)
+    stage.run(until=110.0)
+    assert 2 <= len(stage.session.strip()) <= 6
+
+
+def test_automatic_rounds_follow_ratings_and_learn_from_the_rewards(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0}, auto_rounds_per_rating=2.0)
+    stage.run()
+    assert stage.session.status().groups == 3
+    stage.rate(stage.next())
+    stage.run()
+    automatic = [lesson.group for lessons in stage.fake.updates for lesson in lessons if lesson.fresh and lesson.group.kind == "auto"]
+    assert len(automatic) == 2
+    assert all(group.kind == "person" for group in stage.session.upcoming("ann", 20))
+
+
+def test_without_rewards_there_are_no_automatic_rounds(staged: Staged) -> None:
+    stage = staged(auto_rounds_per_rating=2.0)
+    stage.run()
+    stage.rate(stage.next())
+    stage.run()
+    assert stage.session.status().groups == 4
+
+
+def test_rating_sent_again_earns_nothing(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0}, auto_rounds_per_rating=1.0)
+    stage.run()
+    group = stage.next()
+    assert len({stage.rate(group, key="k") for _ in range(5)}) == 1
+    stage.run()
+    assert sum(g.kind == "auto" for taught in stage.loop.store.learnable_groups() for g in [taught.group]) == 1
+
+
+# the status
+
+
+def test_status_is_frozen_and_replaced_as_a_whole(staged: Staged) -> None:
+    stage = staged()
+    before = stage.session.status()
+    with pytest.raises(FrozenInstanceError):
+        before.ratings = 5  # type: ignore[misc]
+    copy = replace(before)
+    stage.run()
+    assert stage.session.status() is not before
+    assert before == copy
+
+
+def test_status_says_what_is_being_done_and_known(staged: Staged) -> None:
+    stage = staged()
+    said: list[str] = []
+    stage.fake.hold = lambda what: said.append(f"{what}: {stage.session.status().worker}")
+    assert stage.session.status().worker == "loading the model"
+    stage.run()
+    stage.rate(stage.next())
+    stage.run()
+    assert said[:2] == ["load: loading the model", "draw: drawing"]
+    assert said[4:8] == ["update: updating", "update: updating, step 2", "update: updating, step 3", "update: updating, step 4"]
+    status = stage.session.status()
+    assert (status.worker, status.device, status.run, status.model) == ("waiting for ratings", "fake", "first", "embedded")
+    assert (status.updates, status.ratings, status.groups, status.ready, status.policy_version) == (1, 4, 4, 3, 1)
+    assert (status.freshness, status.last_update["loss"], status.last_update["approx_kl"]) == (1.0, 0.5, None)
+    assert status.seconds_per_group == pytest.approx(DRAW_SECONDS)
+
+
+def test_seconds_follow_what_is_measured(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fake_engine.DRAW_SECONDS", 4.0)
+    stage = staged()
+    stage.run()
+    assert stage.session.status().ready == 4  # slow drawing calls for a deeper stock
+    assert stage.session.status().seconds_per_group == pytest.approx(4 - 2 * 0.7**4)
+    for _ in range(3):
+        teach(stage)
+    assert stage.loop._seconds["update"] == pytest.approx(UPDATE_SECONDS)
+
+
+def test_constants_fit_the_page() -> None:
+    """The board asks every 15 s at least (board.js); less would draw for nobody, or for nobody who looks."""
+    assert loop_module.PRESENT_SECONDS > 15
