@@ -36,18 +36,27 @@ class FakeSession:
         self.images.mkdir(parents=True)
         self.folder = folder
         self.k = k
-        self.stock = stock
         self.prompts: tuple[str, ...] = ("a red circle", "two blue stars", "a striped heart on a dark background")
-        self.groups: dict[str, Group] = {}
-        self.wishes: list[str] = []
-        self.acts: list[Act] = []
-        self.answers: dict[str, tuple[Act, Receipt]] = {}
-        self.published = [Version(0, None, "base", time.time(), 0, "")]
-        self.paused = self.closed = False
-        self.worker = "waiting for ratings"
-        self.fault: Exception | None = None
         self.lock = threading.RLock()
         self.seeds = itertools.count(1)
+        self.names = itertools.count(1)
+        self.closed = False
+        self.full = stock
+        self.reset()
+
+    def reset(self) -> None:
+        """As if nothing had happened; group names and pictures go on, so that no browser takes a new group for an old one."""
+        with self.lock:
+            self.groups: dict[str, Group] = {}
+            self.wishes: list[str] = []
+            self.acts: list[Act] = []
+            self.answers: dict[str, tuple[Act, Receipt]] = {}
+            self.published = [Version(0, None, "base", time.time(), 0, "")]
+            self.paused = False
+            self.worker = "waiting for ratings"
+            self.last_error: str | None = None
+            self.fault: Exception | None = None
+            self.stock = self.full
 
     def status(self) -> Status:
         newest = self.published[-1]
@@ -63,6 +72,7 @@ class FakeSession:
             ready=self.stock,
             worker=self.worker,
             paused=self.paused,
+            last_error=self.last_error,
             time=time.time(),
         )
 
@@ -74,12 +84,20 @@ class FakeSession:
         image.save(self.images / file)
         return file
 
-    def draw(self, prompt: str) -> Group:
+    def draw(self, prompt: str = "") -> Group:
+        """A group of this prompt, or of one from the list with the group's id behind it, so that a test can tell which is shown."""
         with self.lock:
             seeds = [next(self.seeds) for _ in range(self.k)]
-            name = f"g{len(self.groups) + 1}"
+            name = f"g{next(self.names)}"
             pictures = tuple(ImageRef(f"{name}-{i}", seed, self.picture(seed)) for i, seed in enumerate(seeds))
-            group = Group(name, prompt, SETTINGS, self.published[-1].number, pictures, created=time.time())
+            group = Group(
+                name,
+                prompt or f"{self.prompts[len(self.groups) % len(self.prompts)]} {name}",
+                SETTINGS,
+                self.published[-1].number,
+                pictures,
+                created=time.time(),
+            )
             self.groups[name] = group
             return group
 
@@ -91,7 +109,7 @@ class FakeSession:
     def upcoming(self, rater: str, limit: int = 6) -> list[Group]:
         with self.lock:
             while len(self.unrated(rater)) < self.stock:
-                self.draw(self.prompts[len(self.groups) % len(self.prompts)])
+                self.draw()
             return self.unrated(rater)[:limit]
 
     def ask(self, prompt: str) -> None:

@@ -28,6 +28,7 @@ function picture(src, alt) {
   image.draggable = false;
   image.addEventListener('load', () => { if (image.naturalWidth <= SMALL) later(() => enlarge(image)); });
   image.addEventListener('error', () => image.closest('.frame')?.classList.add('lost'));
+  image.dataset.src = src;
   image.src = src;
   return image;
 }

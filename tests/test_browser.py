@@ -1,0 +1,549 @@
+"""The page in a real Chromium: rating by keys and mouse, what survives a reload and a dead network, the other tabs, and the whole loop once.
+
+Most tests serve a session in memory; `test_the_whole_loop` runs the real app on the embedded model, or on a tiny one where there is none.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from loophil.config import Settings
+from tests.fake_session import FakeSession
+from tests.serving import serving
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 60_000  # milliseconds; the machine may be busy
+NASTY = ["${alert(1)}", "{{value}}", "<img src=x onerror=document.body.classList.add('owned')>", "C:\\users \\x3cb>", "emoji 🎯", "long " * 199]
+FIRST_PIXEL = """image => {
+    const pen = document.createElement('canvas').getContext('2d');
+    pen.drawImage(image, 0, 0);
+    return [...pen.getImageData(0, 0, 1, 1).data];
+}"""
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE)
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeSession, str]]:
+    session = FakeSession(tmp_path_factory.mktemp("served"))
+    with serving(session, Settings.read(None, runs=Path("unused"))) as url:
+        yield session, url
+
+
+@pytest.fixture
+def desk(served: tuple[FakeSession, str], context: BrowserContext) -> Iterator[tuple[FakeSession, Page]]:
+    """A fresh session and a page that shows its first group; at the end, nothing may have gone wrong in the browser."""
+    session, url = served
+    session.reset()
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    open_board(page, url)
+    yield session, page
+    assert complaints == []
+
+
+def open_board(page: Page, url: str) -> None:
+    page.goto(url)
+    page.wait_for_selector(".lh-board[data-state=rating] .frame img")
+
+
+def prompt_shown(page: Page) -> str:
+    return page.inner_text(".lh-prompt")
+
+
+def group_shown(session: FakeSession, page: Page) -> str:
+    """The id of the group on the board; the fake's prompts carry it."""
+    return prompt_shown(page).rpartition(" ")[2]
+
+
+def wait_for_acts(session: FakeSession, page: Page, n: int) -> None:
+    for _ in range(PATIENCE // 50):
+        if len(session.acts) == n:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{len(session.acts)} acts, not {n}: {session.acts}")
+
+
+def skip(page: Page) -> None:
+    shown = prompt_shown(page)
+    press(page, "s")
+    page.wait_for_function("shown => !['', '\u00a0', shown].includes(document.querySelector('.lh-prompt').textContent)", arg=shown)
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_groups_by_keys_are_twenty_acts(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    for n in range(20):
+        page.wait_for_selector(".lh-board[data-state=rating]")
+        shown = group_shown(session, page)
+        press(page, "2", "4")
+        page.wait_for_function("shown => !document.querySelector('.lh-prompt').textContent.endsWith(shown)", arg=f" {shown}")
+        assert n < 20
+    wait_for_acts(session, page, 20)
+    assert len({act.group for act in session.acts}) == 20
+    for act in session.acts:
+        assert (act.kind, act.best, act.worst) == ("best", act.order[1], act.order[3])
+        assert sorted(act.order) == [0, 1, 2, 3]
+        assert [act.stars[act.order[i]] for i in range(4)] == [3, 5, 3, 1]
+        assert act.milliseconds is not None
+        assert re.fullmatch("[0-9a-f]{32}", act.key)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "stars"),
+    [
+        (["1", "Enter"], "best", {5: 1, 3: 3}),
+        (["3", "3"], "best", {5: 1, 3: 3}),
+        (["Numpad2", "Numpad1"], "best", {5: 1, 3: 2, 1: 1}),
+        (["t"], "tie", {3: 4}),
+        (["g"], "good", {5: 4}),
+        (["B"], "bad", {1: 4}),
+        (["s"], "skip", {None: 4}),
+    ],
+)
+def test_each_key_means_what_its_button_says(desk: tuple[FakeSession, Page], keys: list[str], kind: str, stars: dict[float | None, int]) -> None:
+    session, page = desk
+    press(page, *keys)
+    wait_for_acts(session, page, 1)
+    assert session.acts[0].kind == kind
+    assert {star: session.acts[0].stars.count(star) for star in set(session.acts[0].stars)} == stars
+
+
+def test_keys_are_printed_on_the_buttons(desk: tuple[FakeSession, Page]) -> None:
+    assert desk[1].locator(".lh-actions kbd").all_inner_texts() == ["Enter", "T", "G", "B", "S", "U"]
+    assert desk[1].locator(".lh-rate kbd").all_inner_texts() == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("key", ["u", "Backspace", "Control+z"])
+def test_undo_brings_the_group_back_and_a_mark_goes_first(desk: tuple[FakeSession, Page], key: str) -> None:
+    session, page = desk
+    first = group_shown(session, page)
+    press(page, "1", "2")
+    wait_for_acts(session, page, 1)
+    press(page, "1", key)
+    expect(page.locator("[data-mark=best]")).to_have_count(0)
+    assert len(session.acts) == 1
+    press(page, key)
+    expect(page.locator(".lh-prompt")).to_have_text(re.compile(f" {first}$"))
+    wait_for_acts(session, page, 0)
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    assert session.acts[0].group == first
+
+
+def test_after_a_reload_undo_still_takes_the_last_rating_back(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    first = group_shown(session, page)
+    press(page, "1", "2")
+    wait_for_acts(session, page, 1)
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    press(page, "u")
+    expect(page.locator(".lh-prompt")).to_have_text(re.compile(f" {first}$"))
+    assert session.acts == []
+
+
+def test_typing_rates_nothing(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.fill(".lh-ask .wish", "")
+    page.type(".lh-ask .wish", "1234 tgbsu")
+    expect(page.locator("[data-mark=best]")).to_have_count(0)
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_selector(".lh-pair")
+    press(page, "1", "2", "t")
+    page.get_by_role("tab", name="Rate").click()
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    assert session.acts[0].kind == "good"
+
+
+def test_keys_with_modifiers_are_the_browsers(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    press(page, "Control+b", "Alt+2", "Meta+g", "Shift+1")
+    expect(page.locator("[data-mark=best]")).to_have_count(0)
+    press(page, "s")
+    wait_for_acts(session, page, 1)
+    assert session.acts[0].kind == "skip"
+
+
+# --- mouse ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_mouse_picks_best_and_worst_and_enter_stays_a_key(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.locator(".pick").nth(0).click()
+    expect(page.locator("[data-mark=best]")).to_have_count(1)
+    page.locator(".pick").nth(2).click()
+    wait_for_acts(session, page, 1)
+    assert (session.acts[0].best, session.acts[0].worst) == (session.acts[0].order[0], session.acts[0].order[2])
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    page.locator("[data-act=skip]").click()
+    wait_for_acts(session, page, 2)
+    press(page, "3", "Enter")
+    wait_for_acts(session, page, 3)
+    assert [act.kind for act in session.acts] == ["best", "skip", "best"]
+
+
+def test_stars_for_all_pictures_commit_by_themselves_and_for_some_by_enter(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    for shown, stars in enumerate([5, 1, 4, 2]):
+        page.locator(".stars").nth(shown).locator("button").nth(stars - 1).click()
+    wait_for_acts(session, page, 1)
+    act = session.acts[0]
+    assert act.kind == "stars"
+    assert [act.stars[act.order[i]] for i in range(4)] == [5, 1, 4, 2]
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    page.wait_for_timeout(200)
+    page.locator(".stars").nth(3).locator("button").nth(1).click()
+    press(page, "Enter")
+    wait_for_acts(session, page, 2)
+    act = session.acts[1]
+    assert [act.stars[act.order[i]] for i in range(4)] == [None, None, None, 2]
+
+
+# --- nothing is lost -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_ratings_made_offline_arrive_after_a_reload(desk: tuple[FakeSession, Page], context: BrowserContext) -> None:
+    session, page = desk
+    context.set_offline(True)
+    press(page, "g")
+    page.wait_for_timeout(200)
+    press(page, "b")
+    page.wait_for_timeout(200)
+    assert session.acts == []
+    context.set_offline(False)
+    page.reload()
+    wait_for_acts(session, page, 2)
+    assert [act.kind for act in session.acts] == ["good", "bad"]
+    page.wait_for_function("Object.keys(localStorage).every(key => !key.includes('.act.'))")
+
+
+def test_a_server_that_cannot_write_gets_the_rating_again(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    session.fault = OSError("disk full")
+    press(page, "g")
+    expect(page.locator(".lh-board .notice")).to_have_text(re.compile("could not save"))
+    assert session.acts == []
+    session.fault = None
+    wait_for_acts(session, page, 1)
+
+
+def test_two_tabs_keep_each_others_ratings(desk: tuple[FakeSession, Page], served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, page = desk
+    other = context.new_page()
+    open_board(other, served[1])
+    session.fault = OSError("not now")
+    press(page, "g")
+    page.wait_for_timeout(300)
+    press(other, "s", "b")
+    other.wait_for_function("Object.keys(localStorage).filter(key => key.includes('.act.')).length === 3")
+    other.close()
+    session.fault = None
+    page.reload()
+    wait_for_acts(session, page, 2)
+    assert {act.kind for act in session.acts} == {"skip", "bad"}
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_shown_as_they_are(desk: tuple[FakeSession, Page]) -> None:
+    _, page = desk
+    for prompt in NASTY:
+        page.fill(".lh-ask .wish", prompt)
+        page.locator(".lh-ask button").first.click()
+        expect(page.locator(".lh-board .notice")).to_contain_text(prompt.strip()[:50])
+        while prompt_shown(page) != prompt.strip():
+            skip(page)
+    assert page.evaluate("document.body.classList.contains('owned')") is False
+
+
+def test_a_typed_prompt_comes_next_and_one_that_cannot_be_gets_a_sentence(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    assert page.locator("#loophil-prompts option").evaluate_all("options => options.map(option => option.value)") == list(session.prompts)
+    page.fill(".lh-ask .wish", "a purple moon")
+    press(page, "Enter")
+    expect(page.locator(".lh-board .notice")).to_have_text('"a purple moon" is drawn next.')
+    press(page, "1", "2")
+    expect(page.locator(".lh-prompt")).to_have_text("a purple moon")
+    page.evaluate("document.querySelector('.wish').removeAttribute('maxlength')")
+    page.fill(".lh-ask .wish", "x" * 5000)
+    page.locator(".lh-ask button").first.click()
+    expect(page.locator(".lh-board .notice")).to_contain_text("A prompt may have 1000 characters")
+
+
+def test_small_pictures_are_enlarged_and_boxes_never_jump(desk: tuple[FakeSession, Page]) -> None:
+    _, page = desk
+    page.wait_for_function("[...document.querySelectorAll('.lh-card img')].every(image => image.naturalWidth === 256)")
+    boxes = "JSON.stringify([...document.querySelectorAll('.lh-card .frame, .lh-actions, .lh-ask')].map(node => node.getBoundingClientRect()))"
+    before = page.evaluate(boxes)
+    press(page, "2")
+    assert page.evaluate(boxes) == before
+    press(page, "3")
+    page.wait_for_timeout(400)
+    assert page.evaluate(boxes) == before
+
+
+def test_while_nothing_is_ready_a_plain_sentence_says_why(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, url = served
+    session.reset()
+    session.stock, session.worker = 0, "loading the model"
+    page = context.new_page()
+    page.goto(url)
+    expect(page.locator(".lh-hint")).to_have_text("The model is loading. The first pictures appear here in a moment.")
+    box = page.locator(".lh-actions").bounding_box()
+    session.stock, session.worker = 6, "drawing"
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    assert page.locator(".lh-actions").bounding_box() == box
+
+
+def test_the_bar_shows_versions_with_their_age_and_faults_in_words(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    expect(page.locator(".lh-bar .version-age")).to_have_text("base, nothing learned yet")
+    press(page, "g")
+    expect(page.locator(".lh-bar .version")).to_have_text("v1")
+    expect(page.locator(".lh-bar .version-age")).to_have_text(re.compile(r"updated \d+ s ago"))
+    expect(page.locator(".lh-bar .ratings")).to_have_text("4")
+    session.last_error = "Out of memory while updating; rolled back to v1."
+    expect(page.locator(".lh-bar .error")).to_have_text(session.last_error)
+
+
+def test_pause_stops_learning_and_not_rating(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    assert len(session.published) == 1
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    assert session.paused is False
+
+
+def test_a_phone_in_the_dark_needs_no_sideways_scroll(served: tuple[FakeSession, str], browser: Browser) -> None:
+    served[0].reset()
+    phone = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True, device_scale_factor=2)
+    phone.set_default_timeout(PATIENCE)
+    page = phone.new_page()
+    open_board(page, served[1])
+    for tab in ("Progress", "Compare", "Export", "Rate"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
+    heights = page.locator(".pick, .stars button, .lh-actions button").evaluate_all("nodes => nodes.map(node => node.getBoundingClientRect().height)")
+    assert min(heights) >= 44
+    page.locator(".pick").nth(1).tap()
+    page.locator(".pick").nth(0).tap()
+    wait_for_acts(served[0], page, 1)
+    phone.close()
+
+
+def test_in_a_frame_without_focus_the_board_says_how_to_get_the_keys(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, url = served
+    session.reset()
+    page = context.new_page()
+    page.route(
+        "**/outer.html",
+        lambda route: route.fulfill(body=f"<input autofocus><iframe src='{url}' width=1200 height=700></iframe>", content_type="text/html"),
+    )
+    page.goto(f"{url}/outer.html")
+    page.locator("input").click()
+    frame = page.frame_locator("iframe")
+    frame.locator(".lh-board .unfocused button").click()
+    expect(frame.locator(".lh-board .unfocused")).to_be_hidden()
+    frame.locator(".lh-board[data-state=rating] .frame img").first.wait_for()
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+
+
+# --- other tabs ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_progress_shows_the_strip_and_rolls_back_on_the_second_press(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".lh-strip figcaption")).to_have_text(["base", "v1"])
+    button = page.get_by_role("button", name="Use this version")
+    expect(button).to_have_count(1)
+    button.click()
+    page.get_by_role("button", name="Press again to go back").wait_for()
+    assert len(session.published) == 2
+    page.get_by_role("button", name="Press again to go back").click()
+    expect(page.locator(".lh-table tbody tr").first.locator("td").first).to_have_text("v2")
+    assert (session.published[-1].kind, session.published[-1].parent) == ("rollback", 0)
+
+
+def test_compare_draws_both_and_says_what_is_wrong(desk: tuple[FakeSession, Page]) -> None:
+    _, page = desk
+    page.get_by_role("tab", name="Compare").click()
+    page.fill(".lh-panel .prompt", "a star")
+    page.fill(".lh-panel .seed", "200")
+    page.get_by_role("button", name="Draw both").click()
+    for side, colour in ((".base", [200, 0, 0, 255]), (".tuned", [0, 200, 0, 255])):
+        page.wait_for_selector(f"{side} img")
+        assert page.eval_on_selector(f"{side} img", FIRST_PIXEL) == colour
+    page.evaluate("document.querySelector('.lh-panel .prompt').removeAttribute('maxlength')")
+    page.fill(".lh-panel .prompt", "x" * 5000)
+    page.get_by_role("button", name="Draw both").click()
+    expect(page.locator(".lh-panel:has(.lh-pair) .error")).to_contain_text("1000 characters")
+
+
+def test_export_gives_this_versions_file_with_one_click(desk: tuple[FakeSession, Page], tmp_path: Path) -> None:
+    session, page = desk
+    for version in (1, 2):
+        page.get_by_role("tab", name="Rate").click()
+        page.wait_for_selector(".lh-board[data-state=rating]")
+        press(page, "g")
+        wait_for_acts(session, page, version)
+        page.get_by_role("tab", name="Export").click()
+        page.get_by_text("for ComfyUI and A1111").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Make file").click()
+        assert download.value.suggested_filename == f"kohya-v{version}.zip"
+        with zipfile.ZipFile(download.value.path()) as archive:
+            assert archive.read("README.md") == f"version {version}".encode()
+
+
+# --- strangers -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stranger_tries_the_demo_and_signs_in_to_teach(tmp_path: Path, browser: Browser) -> None:
+    session = FakeSession(tmp_path, stock=2)
+    with serving(session, Settings.read(None, runs=Path("unused"), host="0.0.0.0", auth="ann:open-sesame")) as url:
+        stranger = browser.new_context()
+        stranger.set_default_timeout(PATIENCE)
+        page = stranger.new_page()
+        open_board(page, url)
+        press(page, "g")
+        page.wait_for_timeout(300)
+        press(page, "b")
+        expect(page.locator(".lh-hint")).to_have_text(re.compile("That was the demo. Sign in to teach"))
+        assert session.acts == []
+        expect(page.locator(".lh-bar .sign-in")).to_be_visible()
+        expect(page.locator(".lh-bar .pause")).to_be_disabled()
+        stranger.close()
+        rater = browser.new_context(http_credentials={"username": "ann", "password": "open-sesame"})
+        rater.set_default_timeout(PATIENCE)
+        page = rater.new_page()
+        page.goto(f"{url}/sign-in")
+        page.wait_for_selector(".lh-board[data-state=rating]")
+        press(page, "g")
+        wait_for_acts(session, page, 1)
+        assert session.acts[0].rater == "ann"
+        rater.close()
+
+
+# --- the whole loop ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedded model where it is, else a tiny one with random weights."""
+    if (ROOT / "data" / "base" / "model_index.json").exists():
+        return "embedded"
+    from tests.tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def app(model: str, runs: Path, free_port: int) -> Iterator[str]:
+    """The real app in a process of its own; stopped by SIGTERM, and it must stop well."""
+    command = [sys.executable, "app.py", "--model", model, "--runs", str(runs), "--port", str(free_port)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    assert process.stdout is not None
+    said: list[str] = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("Open http"):
+            break
+    else:
+        raise AssertionError("".join(said))
+    yield f"http://127.0.0.1:{free_port}"
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert "Traceback" not in rest, rest
+
+
+def version(page: Page) -> int:
+    return int(page.inner_text(".lh-bar .version").lstrip("v–") or 0)
+
+
+def count(page: Page, name: str) -> int:
+    return int(page.inner_text(f".lh-bar .{name}").lstrip("–") or 0)
+
+
+def test_the_whole_loop(app: str, context: BrowserContext, tmp_path: Path) -> None:
+    """Ten groups by keys, the version moves, the page is loaded again without loss, base and tuned differ, the LoRA comes home."""
+    context.set_default_timeout(300_000)
+    page = context.new_page()
+    complaints: list[Any] = []
+    page.on("pageerror", complaints.append)
+    open_board(page, app)
+    for _ in range(10):
+        page.wait_for_selector(".lh-board[data-state=rating]")
+        first = page.eval_on_selector(".lh-card img", "image => image.dataset.src")
+        press(page, "1", "3")
+        page.wait_for_function("src => document.querySelector('.lh-card img')?.dataset.src !== src", arg=first)
+    page.wait_for_function("() => document.querySelector('.lh-bar .ratings').textContent === '40'")
+    page.wait_for_function("() => Number(document.querySelector('.lh-bar .version').textContent.slice(1)) > 0")
+    page.reload()
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    page.wait_for_function("() => document.querySelector('.lh-bar .ratings').textContent === '40'")
+    page.wait_for_function("() => document.querySelector('.lh-bar .pending').textContent === '0'")
+    moved = version(page)
+    assert moved > 0
+
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".lh-strip figcaption").last).to_have_text(f"v{moved}", timeout=300_000)
+    page.get_by_role("tab", name="Compare").click()
+    page.fill(".lh-panel .prompt", "a red circle")
+    page.get_by_role("button", name="Draw both").click()
+    page.wait_for_selector(".tuned img")
+    base, tuned = (page.eval_on_selector(f"{side} img", "image => image.dataset.src") for side in (".base", ".tuned"))
+    assert base[:22] == "data:image/png;base64,"
+    assert base != tuned
+    page.get_by_role("tab", name="Export").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Make file").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert any(name.endswith("pytorch_lora_weights.safetensors") for name in archive.namelist())
+    assert complaints == []
