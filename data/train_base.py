@@ -180,3 +180,7 @@ def main() -> None:
         stages[given.stage](given.minutes, device)
     else:
         others[given.stage](device)
+
+
+if __name__ == "__main__":
+    main()

@@ -56,10 +56,10 @@ class Learn(Section):
     )
     dropout_nats: float = Field(8.0, gt=0, description="Transitions whose log-ratio is further from 0 than this many nats per step are left out.")
     kl_cap_nats: float = Field(4.0, gt=0, description="An update stops once its approximate KL passes this many nats per step.")
-    timestep_fraction: float = Field(0.5, gt=0, le=1, description="Share of the denoising steps that LOOP trains, the early, noisy ones first.")
+    timestep_fraction: float = Field(0.34, gt=0, le=1, description="Share of the denoising steps that LOOP trains, the early, noisy ones first.")
     trajectory_passes: int = Field(1, ge=0, le=16, description="Optimizer steps of the trajectory objective in one update; 0 = none.")
-    forward_passes: int = Field(4, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
-    forward_batch: int = Field(32, ge=4, le=1024, description="Noised images in one forward-process step.")
+    forward_passes: int = Field(2, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
+    forward_batch: int = Field(16, ge=4, le=1024, description="Noised images in one forward-process step.")
     beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far the optimum moves for one rating is 1 / beta.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
@@ -186,7 +186,7 @@ def knobs() -> list[tuple[str, str, str]]:
         if isinstance(section, type) and issubclass(section, Section):
             rows += [(f"--{name}.{k}".replace("_", "-"), str(f.default), f.description or "") for k, f in section.model_fields.items()]
         else:
-            rows.append((f"--{name}".replace("_", "-"), "" if info.default_factory else str(info.default or ""), info.description or ""))
+            rows.append((f"--{name}".replace("_", "-"), "" if info.default_factory or info.default is None else str(info.default), info.description or ""))
     return rows
 
 
