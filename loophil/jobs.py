@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loophil.config import Settings
+from loophil.errors import RunError
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
 from loophil.store import Store
@@ -155,7 +157,8 @@ class Learner:
             self._tries.update(_key(lesson) for lesson in fresh)
             if isinstance(error, Exception):
                 self.restore(engine, self.current)
-            self.store.abort_update(update, str(error) or type(error).__name__)
+            with suppress(RunError):  # not to be written now: the next opening says that it was unfinished
+                self.store.abort_update(update, str(error) or type(error).__name__)
             raise
         return version, stats, len(fresh)
 

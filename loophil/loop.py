@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -346,18 +347,19 @@ class Loop:
 
     def _update(self) -> Generator[None, None, Version]:
         """The learner's update, its time paid off what is owed."""
-        steps, spent = self.learner.update(self.engine), 0.0
-        while True:
-            began = self._clock()
-            try:
-                next(steps)
-            except StopIteration as end:
-                version, stats, groups = end.value
-                break
-            seconds = self._clock() - began
-            spent += seconds
-            self._owed = max(self._owed - seconds, -self._seconds["draw"])
-            yield
+        spent = 0.0
+        with closing(self.learner.update(self.engine)) as steps:
+            while True:
+                began = self._clock()
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    version, stats, groups = end.value
+                    break
+                seconds = self._clock() - began
+                spent += seconds
+                self._owed = max(self._owed - seconds, -self._seconds["draw"])
+                yield
         self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
         self._errors.clear()
         return self._changed(version, stats)

@@ -18,6 +18,7 @@ from loophil.errors import LoopHILError
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 5.0  # seconds; a plan may have work that only time brings up
+CLOSING = 4.5  # seconds that a step gets to end
 
 
 CLOSED = "The worker was closed."
@@ -78,6 +79,11 @@ class Worker:
         else:
             self.wake()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def submit(self, name: str, run: Callable[[], Any], *, alone: bool = False) -> "Future[Any]":
         """Runs `run` before anything that nobody waits for; the future has its result, its exception, or Stopped."""
         job = Job(name, run, alone)
@@ -114,7 +120,7 @@ class Worker:
         self._do(job)
         return True
 
-    def close(self, timeout: float = 4.5) -> bool:
+    def close(self) -> bool:
         """Stops after the current step and fails what is queued; whether the thread has ended in time. May be called again."""
         with self._changed:
             self._closed = True
@@ -122,9 +128,9 @@ class Worker:
             self._changed.notify_all()
         for job in waiting:
             stop(job)
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self.alive:
+            self._thread.join(CLOSING)
+        return not self.alive
 
     def _work(self) -> None:
         while not self._closed:

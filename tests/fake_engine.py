@@ -147,6 +147,7 @@ class FakeEngine:
         return {"w": self.learned}
 
     def refresh(self, weights: Mapping[str, float], version: int) -> None:
+        self.hold("refresh")
         self.published, self.version = weights["w"], version
 
     # trainer

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import loophil.worker
 from loophil.errors import LearningError
 from loophil.worker import Job, Stopped, Worker
 
@@ -236,7 +237,8 @@ def test_closing_stops_after_the_step_and_fails_what_waits(plan: Notes) -> None:
     assert worker.close()
 
 
-def test_closing_does_not_wait_for_a_step_that_takes_too_long(plan: Notes) -> None:
+def test_closing_does_not_wait_for_a_step_that_takes_too_long(plan: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loophil.worker.CLOSING < 5
     begun, free = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -248,10 +250,12 @@ def test_closing_does_not_wait_for_a_step_that_takes_too_long(plan: Notes) -> No
     worker.start()
     future = worker.submit("drawing", slow)
     assert begun.wait(SOON)
-    assert not worker.close(timeout=0.01)
+    monkeypatch.setattr(loophil.worker, "CLOSING", 0.01)
+    assert not worker.close()
     free.set()
     assert result(future) == "late"
-    assert worker.close(timeout=SOON)
+    monkeypatch.setattr(loophil.worker, "CLOSING", SOON)
+    assert worker.close()
 
 
 @pytest.mark.parametrize("threaded", [True, False])
