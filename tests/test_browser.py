@@ -1,6 +1,6 @@
 """The page in a real Chromium: rating by keys and mouse, what survives a reload and a dead network, the other tabs, and the whole loop once.
 
-Most tests serve a session in memory; `test_the_whole_loop` runs the real app on the embedded model, or on a tiny one where there is none.
+Most tests serve a session in memory; `test_the_whole_loop` runs the real app: on a tiny model, and, marked slow, on the embedded one.
 """
 
 import re
@@ -469,25 +469,23 @@ def test_a_stranger_tries_the_demo_and_signs_in_to_teach(tmp_path: Path, browser
 # --- the whole loop ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The embedded model where it is, else a tiny one with random weights."""
-    if (ROOT / "data" / "base" / "model_index.json").exists():
-        return "embedded"
-    from tests.tiny import tiny_pipeline
+@pytest.fixture(scope="module", params=["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model for --model: a tiny one with random weights, or the one that comes with the program."""
+    if request.param == "tiny":
+        from tests.tiny import tiny_pipeline
 
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
+        folder = tmp_path_factory.mktemp("tiny")
+        tiny_pipeline().save_pretrained(folder)
+        return str(folder)
+    return "embedded"
 
 
 @pytest.fixture
 def app(model: str, runs: Path, free_port: int) -> Iterator[str]:
     """The real app in a process of its own; stopped by SIGTERM, and it must stop well."""
     command = [sys.executable, "app.py", "--model", model, "--runs", str(runs), "--port", str(free_port)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said: list[str] = []
     for line in process.stdout:
@@ -516,7 +514,7 @@ def test_the_whole_loop(app: str, context: BrowserContext, tmp_path: Path) -> No
     context.set_default_timeout(300_000)
     page = context.new_page()
     complaints: list[Any] = []
-    page.on("pageerror", complaints.append)
+    page.on("pageerror", lambda error: complaints.append(error))
     open_board(page, app)
     for _ in range(10):
         page.wait_for_selector(".lh-board[data-state=rating]")
