@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from loophil.errors import ConfigError
 
@@ -150,11 +150,13 @@ class Settings(BaseSettings):
                 settings = cls(**given)
             else:
                 source: CliSettingsSource[Any] = CliSettingsSource(
-                    cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=True, cli_implicit_flags=True, cli_prog_name="app.py"
+                    cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=False, cli_implicit_flags=True, cli_prog_name="app.py"
                 )
                 settings = cls(_cli_settings_source=source, **given)
         except ValidationError as error:
             faults += [_sentence(fault) for fault in error.errors()]
+        except SettingsError as error:  # an unknown flag, or one without its value
+            faults.append(f"{str(error).removeprefix('error parsing CLI: ')}; --help lists the settings")
         if faults:
             raise ConfigError("; ".join(faults) + ".")
         return settings
@@ -186,7 +188,8 @@ def knobs() -> list[tuple[str, str, str]]:
         if isinstance(section, type) and issubclass(section, Section):
             rows += [(f"--{name}.{k}".replace("_", "-"), str(f.default), f.description or "") for k, f in section.model_fields.items()]
         else:
-            rows.append((f"--{name}".replace("_", "-"), "" if info.default_factory or info.default is None else str(info.default), info.description or ""))
+            default = "" if info.default_factory or info.default is None else str(info.default)
+            rows.append((f"--{name}".replace("_", "-"), default, info.description or ""))
     return rows
 
 
