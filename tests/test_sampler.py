@@ -22,7 +22,8 @@ SEEDS = (11, 12, 13)
 
 
 def sampler(timestep_fraction: float = 0.5, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Sampler:
-    policy = Policy(tiny_pipeline(**scheduler).to(dtype), Lora(rank=4, alpha=8))
+    pipeline = tiny_pipeline(**scheduler)
+    policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), Lora(rank=4, alpha=8))
     return Sampler(policy, DDIM.from_config(policy.pipeline.scheduler.config), timestep_fraction=timestep_fraction)
 
 
