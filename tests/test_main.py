@@ -1,0 +1,181 @@
+"""`python -m loophil`: simulate, tune and export as somebody types them, on a tiny model folder; and what is said when they cannot be."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from loophil.__main__ import main
+from loophil.store import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ["clicks", "images", "updates", "seconds", "win_rate", "effect", "diversity", "prompt_following", "base_prompt_following"]
+QUICK = ["--draw.num-inference-steps", "2", "--learn.forward-passes", "1", "--learn.forward-batch", "4", "--lora.rank", "2", "--lora.alpha", "3"]
+RATER = '''
+import numpy as np
+
+
+class Bright:
+    """Likes bright pictures, and never says anything about the last one."""
+
+    def utility(self, image, prompt):
+        return float(np.asarray(image).mean())
+
+    def __call__(self, images, prompt, rng):
+        assert all(image.mode == "RGB" for image in images) and isinstance(prompt, str)
+        noisy = [self.utility(image, prompt) + rng.normal() for image in images]
+        return [float(rank) + 1 for rank in np.argsort(np.argsort(noisy))][:-1] + [None]
+
+
+bright = Bright()
+number = 5
+
+
+def silent(images, prompt, rng):
+    return [3] * len(images)
+'''
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder in diffusers' format."""
+    from tests.tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Eight prompts, of which two are for measuring."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(["a red circle", "a blue star", "two green hearts", *(f"picture number {i}" for i in range(5))]))
+    return file
+
+
+@pytest.fixture
+def rater(tmp_path: Path) -> Path:
+    file = tmp_path / "rater.py"
+    file.write_text(RATER)
+    return file
+
+
+@pytest.fixture
+def knobs(model: Path, prompts: Path) -> list[str]:
+    return ["--model", str(model), "--draw.prompts", str(prompts), *QUICK]
+
+
+def simulate(rater: Path, clicks: int, knobs: Sequence[str], name: str = "bright") -> int:
+    return main(["simulate", "--rater", f"{rater}:{name}", "--clicks", str(clicks), *knobs])
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in text.splitlines()]
+
+
+def test_simulation_measures_at_0_at_16_and_at_the_end(
+    rater: Path, knobs: list[str], tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four pictures get stars: 16 is passed at 18 clicks, and 19 at 21."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    assert simulate(rater, 19, knobs) == 0
+    first = lines(capsys.readouterr().out)
+    assert [list(line) for line in first] == [KEYS] * 3
+    assert [(line["clicks"], line["images"], line["updates"]) for line in first] == [(0, 0, 0), (18, 24, 6), (21, 28, 7)]
+    assert (first[0]["win_rate"], first[0]["effect"], first[0]["diversity"]) == (0.5, 0.0, 1.0)
+    assert all(0 <= line["win_rate"] <= 1 and line["seconds"] >= 0 for line in first)
+    assert first[-1]["effect"] != 0
+    assert list(scratch.iterdir()) == []
+    assert not runs.exists()
+    out = tmp_path / "again.jsonl"
+    assert simulate(rater, 19, [*knobs, "--out", str(out)]) == 0
+    assert [line | {"seconds": 0} for line in lines(out.read_text())] == [line | {"seconds": 0} for line in first]
+    assert capsys.readouterr().out == ""
+
+
+def test_simulation_of_a_named_run_stays_and_can_be_exported(
+    rater: Path, knobs: list[str], tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(rater, 3, [*knobs, "--run", "mine", "--seed", "5"]) == 0
+    with closing(open_run(runs, "mine", base_model=knobs[1], revision=None)) as store:
+        counts = store.counts()
+        assert (counts.ratings, counts.updates, store.current_version().number) == (3, 1, 1)
+    capsys.readouterr()
+    for format in ("diffusers", "kohya"):
+        assert main(["export", "--format", format, "--to", str(tmp_path / "out"), "--run", "mine", *knobs]) == 0
+    zipped, kohya = (Path(line) for line in capsys.readouterr().out.splitlines())
+    assert zipped.parent == kohya.parent == tmp_path / "out"
+    assert any(name.endswith("pytorch_lora_weights.safetensors") for name in zipfile.ZipFile(zipped).namelist())
+    with safe_open(kohya, framework="numpy") as file:
+        assert (file.metadata()["ss_network_dim"], float(file.metadata()["ss_network_alpha"])) == ("2", 3.0)
+
+
+def test_tuning_by_rewards_publishes_so_many_versions(knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--updates", "2", "--rewards", "jpeg=1", "--run", "small", *knobs]) == 0
+    said = lines(capsys.readouterr().out)
+    assert [line["updates"] for line in said] == [1, 2]
+    assert said[-1]["shares"] == {"jpeg": 1.0}
+    with closing(open_run(runs, "small", base_model=knobs[1], revision=None)) as store:
+        assert (store.counts().ratings, store.current_version().number) == (0, 2)
+
+
+def test_ties_are_no_clicks_for_the_learner(rater: Path, knobs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate(rater, 4, knobs, "silent") == 0
+    assert [(line["clicks"], line["updates"]) for line in lines(capsys.readouterr().out)] == [(0, 0), (4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["simulate", "--rater", "nowhere.py:bright", "--clicks", "4"], "nowhere.py"),
+        (["simulate", "--rater", "{rater}:nobody", "--clicks", "4"], "nobody"),
+        (["simulate", "--rater", "{rater}:number", "--clicks", "4"], "number"),
+        (["simulate", "--rater", "{rater}", "--clicks", "4"], "rater.py"),
+        (["simulate", "--rater", "{rater}:bright", "--clicks", "4", "--learn.beta", "0"], "learn.beta"),
+        (["simulate", "--rater", "{rater}:bright", "--clicks", "4", "--learn.bete", "1"], "unrecognized arguments: --learn.bete"),
+        (["simulate", "--rater", "{rater}:bright", "--clicks", "4", "--model", "nowhere/at-all"], "nowhere/at-all"),
+        (["simulate", "--rater", "{rater}:bright", "--clicks", "4", "--draw.prompts", "nowhere.txt"], "nowhere.txt"),
+        (["tune", "--updates", "1"], "--rewards"),
+        (["tune", "--updates", "1", "--rewards", "beauty=1"], "beauty"),
+        (["tune", "--updates", "1", "--rewards", "jpeg"], "jpeg"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else None,
+)
+def test_settings_that_cannot_work_end_with_78_and_one_line(
+    rater: Path, model: Path, command: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part.format(rater=rater) for part in command]
+    if "--model" not in given:
+        given += ["--model", str(model)]
+    assert main(given) == 78
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+
+
+def test_run_that_cannot_be_opened_ends_with_73_and_one_line(rater: Path, knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(open_run(runs, "mine", base_model="another", revision=None)):
+        assert simulate(rater, 4, [*knobs, "--run", "mine"]) == 73
+        assert "open in another process" in capsys.readouterr().err
+    assert simulate(rater, 4, [*knobs, "--run", "mine"]) == 73
+    said = capsys.readouterr().err
+    assert "belongs to another" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_as_it_is_typed() -> None:
+    command = [sys.executable, "-m", "loophil", "simulate", "--rater", "nowhere.py:bright", "--clicks", "4"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith("--rater nowhere.py:bright:")
