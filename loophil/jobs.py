@@ -39,6 +39,7 @@ RECENT_GROUPS = 64
 TRIES = 2  # of a rating whose update fails, each time with something new beside it
 STRIP_SEED = 7
 ADAPTER = "adapter.safetensors"
+CLOSED = "The program was closed during this update."
 NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
 
 Scores = Mapping[str, tuple[NDArray[np.float64], str]]
@@ -157,8 +158,9 @@ class Learner:
             self._tries.update(_key(lesson) for lesson in fresh)
             if isinstance(error, Exception):
                 self.restore(engine, self.current)
+            reason = CLOSED if isinstance(error, GeneratorExit) else str(error) or type(error).__name__
             with suppress(RunError):  # not to be written now: the next opening says that it was unfinished
-                self.store.abort_update(update, str(error) or type(error).__name__)
+                self.store.abort_update(update, reason)
             raise
         return version, stats, len(fresh)
 

@@ -23,12 +23,12 @@ from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.jobs import Engine, Learner, Studio
 from loophil.prompts import PromptSource
-from loophil.stock import Stock
+from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
 from loophil.types import Group, Status, UpdateStats, Version
 from loophil.worker import Job, Stopped, Worker, stop
 
-__all__ = ["Engine", "Loop", "Situation", "decide", "prefetch_target"]
+__all__ = ["Engine", "Loop", "Situation", "decide"]
 
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
 STRIP_SECONDS = 30.0  # so long the strip waits for a quiet moment
@@ -81,14 +81,6 @@ def decide(s: Situation) -> str:
         ("auto", s.auto_due),
     )
     return next((work for work, due in order if due), "")
-
-
-def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: float) -> int:
-    """Groups to keep ahead, 1..prefetch: as many as are rated while the worker learns from one group and draws one, plus one.
-
-    Deep for a fast rater (nobody waits), shallow for a slow one (the pictures are by a younger policy).
-    """
-    return max(1, min(prefetch, 1 + math.ceil(seconds_of_work / max(0.1, seconds_per_rating))))
 
 
 class Loop:
@@ -287,7 +279,8 @@ class Loop:
 
     def _situation(self) -> Situation:
         loop, now = self.settings.loop, self._clock()
-        gaps = np.diff(list(self._rated_at))
+        with self._lock:
+            gaps = np.diff(self._rated_at)
         pace = float(np.median(gaps)) if len(gaps) else 2.5
         present = now - self._seen < PRESENT_SECONDS
         return Situation(
@@ -339,7 +332,8 @@ class Loop:
 
     def _auto(self) -> Group:
         """A group that no person sees, scored at once."""
-        self._auto_left = max(0.0, self._auto_left - 1)
+        with self._lock:
+            self._auto_left = max(0.0, self._auto_left - 1)
         group = self._draw(offered=False, kind="auto")
         while self._unscored:
             self._score()

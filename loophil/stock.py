@@ -1,16 +1,25 @@
-"""Groups that are drawn and wait for somebody to rate them, in the order in which they are offered. In memory; the store keeps the groups.
+"""Groups that are drawn and wait for somebody to rate them: in which order they are offered, and how many there should be.
 
-It decides nothing about drawing more: loop.py does. Any thread may call anything.
+In memory; the store keeps the groups. When more are drawn, loop.py decides. Any thread may call anything.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
 from loophil.types import Group
 
 AT_HAND = 2  # first groups of an offer, which a page shows or is about to show
+
+
+def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: float) -> int:
+    """Groups to keep ahead, 1..prefetch: as many as are rated while the worker learns from one group and draws one, plus one.
+
+    Deep for a fast rater (nobody waits), shallow for a slow one (the pictures are by a younger policy).
+    """
+    return max(1, min(prefetch, 1 + math.ceil(seconds_of_work / max(0.1, seconds_per_rating))))
 
 
 @dataclass(frozen=True)

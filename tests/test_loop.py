@@ -16,7 +16,7 @@ import pytest
 
 from loophil import loop as loop_module
 from loophil.errors import ConfigError, InvalidInput, LearningError
-from loophil.loop import Loop, Situation, decide, prefetch_target
+from loophil.loop import Loop, Situation, decide
 from loophil.session import Session
 from loophil.types import Act, Group
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
@@ -118,12 +118,6 @@ def test_deciding_takes_fewer_than_15_lines() -> None:
     import inspect
 
     assert len(inspect.getsource(decide).splitlines()) < 15
-
-
-@pytest.mark.parametrize(("pace", "depth"), [(0.01, 4), (1.0, 4), (2.5, 3), (4.9, 3), (5.0, 2), (10.0, 2), (math.inf, 1)])
-def test_prefetch_is_deep_for_a_fast_rater_and_shallow_for_a_slow_one(pace: float, depth: int) -> None:
-    """5 s of work for a group: 1 + ceil(5 / pace), within 1..4."""
-    assert prefetch_target(4, 5.0, pace) == depth
 
 
 # raters of all speeds
@@ -351,8 +345,6 @@ def test_ties_make_no_update_are_counted_and_go_along_with_the_next(staged: Stag
     stage.run()
     assert tied.id not in {lesson.group.id for lesson in stage.fake.updates[1]}
     assert stage.session.status().no_signal == 1
-    used = stage.loop.store._rows("SELECT act_id, objective FROM uses ORDER BY act_id, objective")
-    assert [tuple(row) for row in used][:3] == [(1, "nothing"), (2, "forward_process"), (2, "loop")]
 
 
 def test_skipped_group_is_not_offered_again_and_teaches_nothing(staged: Staged) -> None:

@@ -1,0 +1,125 @@
+"""The jobs on their own: what an update learns from, what is written down about it, what is read again."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loophil import jobs
+from loophil.jobs import Engine, Learner, Studio
+from loophil.prompts import PromptSource
+from loophil.store import Store, open_run
+from loophil.types import Act, Group, UpdateStats, Version
+from tests.fake_engine import PROMPTS, FakeEngine, fake_settings
+
+STARS = (1.0, 2.0, 4.0, 5.0)
+
+
+class Room:
+    """A store with an engine, and both kinds of job on it."""
+
+    def __init__(self, store: Store, runs: Path, **knobs: Any) -> None:
+        settings = fake_settings(runs, **knobs)
+        self.fake, self.store = FakeEngine(), store
+        self.engine: Engine = self.fake.engine()
+        self.studio = Studio(store, settings, PromptSource(PROMPTS, seed=0))
+        self.learner = Learner(store, settings, {})
+
+    def draw(self, stars: tuple[float, ...] = STARS) -> Group:
+        group = self.studio.draw(self.engine, "", "person")
+        self.store.rate(Act(group.id, "ann", stars), 0)
+        return group
+
+    def update(self) -> tuple[Version, UpdateStats, int]:
+        steps = self.learner.update(self.engine)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: tuple[Version, UpdateStats, int] = end.value
+                return result
+
+    def uses(self) -> list[tuple[object, ...]]:
+        return [tuple(row) for row in self.store._rows("SELECT act_id, version, objective FROM uses ORDER BY act_id, version, objective")]
+
+
+@pytest.fixture
+def store(runs: Path) -> Iterator[Store]:
+    with closing(open_run(runs, None, base_model="fake", revision=None)) as opened:
+        yield opened
+
+
+def test_what_each_rating_taught_is_written_down(store: Store, runs: Path) -> None:
+    room = Room(store, runs, max_staleness=0)
+    late = room.studio.draw(room.engine, "", "person")
+    room.draw()
+    room.draw(stars=(3.0, 3.0, 3.0, 3.0))
+    version, _, fresh = room.update()
+    assert (version.number, fresh) == (1, 2)
+    store.rate(Act(late.id, "ann", STARS), 1)  # by an older version than the trajectory objective takes
+    room.update()
+    assert room.uses() == [(1, 1, "forward_process"), (1, 1, "loop"), (2, 1, "nothing"), (3, 2, "forward_process")]
+
+
+@pytest.mark.parametrize(("knobs", "objectives"), [({"forward_passes": 0}, ["rloo"]), ({"trajectory_passes": 0}, ["forward_process"])])
+def test_objective_that_is_off_teaches_nothing(store: Store, runs: Path, knobs: dict[str, int], objectives: list[str]) -> None:
+    room = Room(store, runs, objective="rloo", **knobs)
+    room.draw()
+    room.update()
+    assert [objective for _, _, objective in room.uses()] == objectives
+
+
+def test_old_groups_are_read_from_disk_once(store: Store, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(store, runs, max_staleness=0)
+    read: list[str] = []
+    real = room.fake.read
+
+    def reading(path: Path) -> Any:
+        read.append(path.stem)
+        return real(path)
+
+    monkeypatch.setattr(room.fake, "read", reading)
+    groups = [room.draw().id]
+    for _ in range(3):
+        room.update()
+        groups.append(room.draw().id)
+    room.update()
+    assert [read.count(group) for group in groups] == [2, 2, 2, 1]
+
+
+def test_only_so_many_older_groups_are_learned_again_the_newest(store: Store, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "REPLAYED_GROUPS", 2)
+    room = Room(store, runs)
+    groups = []
+    for _ in range(4):
+        groups.append(room.draw().id)
+        room.update()
+    assert [lesson.group.id for lesson in room.fake.updates[-1]] == groups[1:]
+
+
+def test_moving_average_is_the_policys(store: Store, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(store, runs, ema=0.75)
+    monkeypatch.setattr(room.fake, "next_weights", lambda ema: {"w": ema})
+    room.draw()
+    room.update()
+    assert room.fake.published == 0.75
+
+
+def test_closing_in_the_middle_leaves_the_update_aborted(store: Store, runs: Path) -> None:
+    room = Room(store, runs)
+    room.draw()
+    steps = room.learner.update(room.engine)
+    next(steps)
+    steps.close()
+    assert [(update.status, update.reason) for update in store.updates()] == [("aborted", "The program was closed during this update.")]
+    assert store.counts().pending == 1
+
+
+def test_strip_pictures_are_whole_and_in_order(store: Store, runs: Path) -> None:
+    room = Room(store, runs)
+    for version in (10, 2, 0):
+        room.studio.draw_strip(room.engine, version)
+    assert room.studio.strip() == [(0, "strip-0.png"), (2, "strip-2.png"), (10, "strip-10.png")]
+    assert {path.name for path in store.images.iterdir()} == {file for _, file in room.studio.strip()}
