@@ -37,14 +37,14 @@ def main(argv: list[str]) -> int:
         settings = for_space(Settings.read(argv))
         door = listen(settings.host, settings.port)
     except ConfigError as error:
-        return complain(CONFIG, *str(error).removesuffix(".").split("; "))
+        return complain(CONFIG, str(error))
     except OSError as error:
         return complain(TAKEN, str(error))
     try:
         with closing(door):
             serve(settings, door)
     except ConfigError as error:
-        return complain(CONFIG, *str(error).removesuffix(".").split("; "))
+        return complain(CONFIG, str(error))
     except RunError as error:
         return complain(RUN, str(error))
     except KeyboardInterrupt:
@@ -57,10 +57,10 @@ def stop_now(_: int, __: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def complain(code: int, *faults: str) -> int:
-    """One line for each fault."""
-    for fault in faults:
-        print(f"loophil: {fault.rstrip('.')}.", file=sys.stderr)
+def complain(code: int, faults: str) -> int:
+    """Says each fault on a line of its own."""
+    for fault in faults.splitlines():
+        print(f"loophil: {fault}", file=sys.stderr)
     return code
 
 
@@ -119,12 +119,14 @@ def serve(settings: Settings, door: socket.socket) -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     session = build(settings)
+    server = None
     try:
         app = mount(session, settings)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=400)
-        asyncio.run(Server(config).serve([door]))
+        server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=400))
+        asyncio.run(server.serve([door]))
     finally:
-        session.close()
+        if server is None or not server.started:  # else the app has closed it when the server stopped
+            session.close()
 
 
 def welcome(settings: Settings, run: str, port: int) -> str:

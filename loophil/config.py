@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         except SettingsError as error:  # an unknown flag, or one without its value
             faults.append(f"{str(error).removeprefix('error parsing CLI: ')}; --help lists the settings")
         if faults:
-            raise ConfigError("; ".join(faults) + ".")
+            raise ConfigError("\n".join(f"{fault}." for fault in faults))
         return settings
 
 
