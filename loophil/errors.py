@@ -1,13 +1,13 @@
 """Every exception that a caller may want to catch. A message is one sentence with the value and the remedy.
 
-    LoopHILError
-    ├── InvalidInput          something a person or a client sent; nothing was changed      -> shown as it is
-    │   ├── UnknownGroup
-    │   ├── UnknownVersion
-    │   └── KeyConflict       the same key with other content
-    ├── ConfigError           settings that cannot work, all of them in one message          -> exit code 78
-    ├── RunError              a run that cannot be opened: locked, other base, newer schema  -> exit code 73
-    └── LearningError         an update that was thrown away: non-finite, KL cap             -> status.last_error
+LoopHILError
+├── InvalidInput          something a person or a client sent; nothing was changed      -> shown as it is
+│   ├── UnknownGroup
+│   ├── UnknownVersion
+│   └── KeyConflict       the same key with other content
+├── ConfigError           settings that cannot work, all of them in one message          -> exit code 78
+├── RunError              a run that cannot be opened: locked, other base, newer schema  -> exit code 73
+└── LearningError         an update that was thrown away: non-finite, KL cap             -> status.last_error
 """
 
 

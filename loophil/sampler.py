@@ -79,7 +79,8 @@ class Sampler:
 
     def read(self, path: Path) -> Trajectory:
         """A trajectory that `write` kept."""
-        return Trajectory(**load_file(path))
+        # Cloned: tensors in a file are not aligned, and the last bit of a convolution can depend on that.
+        return Trajectory(**{name: tensor.clone() for name, tensor in load_file(path).items()})
 
     def clean_only(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory without its transitions (S = 0): all that the forward process needs, small enough to keep in memory."""

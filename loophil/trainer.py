@@ -223,7 +223,7 @@ class Trainer:
                     learner[rest] = value
                 else:
                     index, name = rest.split(".")
-                    states[part].setdefault(int(index), {})[name] = value
+                    states[part].setdefault(int(index), {})[name] = value.clone()  # aligned as the optimizer's own: the last bit can depend on it
             self.policy.train_from(learner)
             for part, optimizer in self.optimizers.items():
                 optimizer.load_state_dict({"state": states[part], "param_groups": optimizer.state_dict()["param_groups"]})
