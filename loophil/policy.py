@@ -45,7 +45,7 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
     """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
-        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, torch_dtype=dtype, use_safetensors=True, safety_checker=None)
+        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.utils import get_space
 
 from loophil.ui.access import Access
 from loophil.ui.board import Board
@@ -64,7 +65,8 @@ def page(session: "Session", access: Access) -> gr.Blocks:
 
 def hub_sign_in() -> bool:
     """Whether this is a Space that lets people sign in with their Hugging Face account (`hf_oauth: true`, and the packages of gradio[oauth])."""
-    return {"SPACE_ID", "OAUTH_CLIENT_ID"} <= set(os.environ) and all(find_spec(package) for package in ("authlib", "itsdangerous"))
+    granted = {"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"} <= set(os.environ)
+    return get_space() is not None and granted and all(find_spec(package) for package in ("authlib", "itsdangerous"))
 
 
 def component(name: str, **slots: str) -> gr.HTML:
