@@ -23,6 +23,7 @@ from loophil.errors import ConfigError, InvalidInput
 from loophil.types import Act
 from loophil.ui import board, page, parse
 from loophil.ui.access import Access
+from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
 from tests.fake_session import FakeSession
 from tests.serving import call, run, serving
@@ -186,6 +187,21 @@ def test_on_a_space_its_author_and_listed_accounts_may(monkeypatch: pytest.Monke
 def test_a_sign_in_that_cannot_work_is_refused_at_start(auth: str) -> None:
     with pytest.raises(ConfigError, match="needs name:password with at least 8 characters"):
         Access.of(Settings.read(None, auth=auth))
+
+
+def test_signing_in_with_hugging_face_is_offered_where_it_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+    space = dict.fromkeys(names, "x") | {"SYSTEM": "spaces", "SPACE_ID": "ann/loop"}
+    for name, value in space.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("loophil.ui.layout.find_spec", lambda package: package)
+    assert hub_sign_in()
+    for name in (*names, "SYSTEM"):
+        with monkeypatch.context() as without:
+            without.delenv(name)
+            assert not hub_sign_in(), name
+    monkeypatch.setattr("loophil.ui.layout.find_spec", lambda package: None)
+    assert not hub_sign_in()
 
 
 # --- the contracts -------------------------------------------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ def board_group(group: Group, images: Path) -> dict[str, Any]:
     return {"id": group.id, "prompt": group.prompt, "version": group.policy_version, "pictures": [picture_url(images, i.file) for i in group.images]}
 
 
-def bar(status: Status, *, may_teach: bool, name: str | None) -> dict[str, Any]:
-    """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's."""
-    return {**status_answer(status), "now": time.time(), "may_teach": may_teach, "name": name}
+def bar(status: Status, *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
+    """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's; `sign_in`: a password would help."""
+    return {**status_answer(status), "now": time.time(), "may_teach": may_teach, "sign_in": sign_in}
 
 
 def version_row(version: Version) -> dict[str, Any]:

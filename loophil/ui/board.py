@@ -93,7 +93,8 @@ class Board:
 
     def bar(self, request: gr.Request) -> Answer:
         """The bar above the tabs: the loop's snapshot, and who looks."""
-        return answers.bar(self.session.status(), may_teach=self.access.may_teach(request), name=self.access.signed_in(request))
+        may_teach = self.access.may_teach(request)
+        return answers.bar(self.session.status(), may_teach=may_teach, sign_in=bool(self.access.passwords) and not may_teach)
 
     def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
         """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""
@@ -152,8 +153,8 @@ class Board:
     def hold(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Pause or resume learning."""
         self.access.teacher(request)
-        status = self.session.pause() if sent_with(event).get("pause") else self.session.resume()
-        return answers.bar(status, may_teach=True, name=self.access.signed_in(request))
+        (self.session.pause if sent_with(event).get("pause") else self.session.resume)()
+        return self.bar(request)
 
     @answering
     def progress(self, request: gr.Request, event: gr.EventData) -> Answer:

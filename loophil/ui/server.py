@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loophil.config import Settings, is_public
 from loophil.ui.access import Access
-from loophil.ui.page import ASSETS, page, theme
+from loophil.ui.layout import ASSETS, page, theme
 
 if TYPE_CHECKING:
     from loophil.session import Session

@@ -20,7 +20,7 @@ function paint() {
   say('.pause', status.paused ? 'Resume' : 'Pause');
   find('.pause').title = status.paused ? 'Go on learning' : 'Stop learning; rating goes on';
   find('.pause').disabled = !status.may_teach;
-  show('.sign-in', !status.may_teach && !document.querySelector('.lh-account'));
+  show('.sign-in', status.sign_in);
 }
 
 function worker() {

@@ -237,8 +237,8 @@ function hint() {
 function waiting() {
   if (guest && seen.size) return 'That was the demo. Sign in to teach this model; nothing of the demo was stored.';
   const worker = String(status?.worker || '');
+  if (status?.last_error && !status.ready) return `No pictures are ready. ${status.last_error}`;
   if (!status || /start|load/i.test(worker)) return 'The model is loading. The first pictures appear here in a moment.';
-  if (status.last_error && !status.ready) return `No pictures are ready: ${status.last_error}`;
   const seconds = status.seconds_per_group;
   return seconds ? `The next pictures are being drawn, about ${Math.max(1, Math.round(seconds))} s.` : 'The next pictures are being drawn.';
 }
