@@ -16,7 +16,7 @@ from data.scenes import Scene, caption, render, sample_scene, sample_style
 from data.shapes import BACKGROUNDS, COLORS, MAX_COUNT, RELATIONS, SHAPES, SIZES, TEXTURES
 
 WORK = Path(__file__).parent.parent / ".training"
-PICTURES = 32_768
+PICTURES = 65_536
 
 
 def held_out(stated: Scene) -> bool:

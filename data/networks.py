@@ -46,7 +46,7 @@ def vae_loss(model: AutoencoderKL, x: torch.Tensor, generator: torch.Generator) 
     """Reconstruction under a little latent noise: absolute and squared error, that of the edges for crisp shapes, that of the colours."""
     latents = model.encode(x).latent_dist.mean
     latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(x.device)
-    y = model.decode(latents).sample
+    y = model.decode(latents).sample.float()
     edges = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
     error = y - x
     # Red against green is rare and faint in the mean error, and is learned last or never unless it is asked for.
@@ -138,7 +138,7 @@ class Denoiser(torch.nn.Module):
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         words = self.text(tokens).last_hidden_state
         v = self.unet((a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last), t.to(x0.device), words).sample
-        return F.mse_loss(v, a.sqrt() * noise - (1 - a).sqrt() * x0)
+        return F.mse_loss(v.float(), a.sqrt() * noise - (1 - a).sqrt() * x0)
 
 
 def new_denoiser() -> tuple[Denoiser, CLIPTokenizer]:
@@ -182,8 +182,8 @@ def clip_loss(model: Any, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor
     x (n, 3, 64, 64); tokens (n, 1 + m, L): the right caption first.
     """
     n, m = tokens.shape[:2]
-    images = F.normalize(model.encode_image(x), dim=-1)
-    texts = F.normalize(model.encode_text(tokens.flatten(0, 1)), dim=-1).view(n, m, -1)
+    images = F.normalize(model.encode_image(x).float(), dim=-1)
+    texts = F.normalize(model.encode_text(tokens.flatten(0, 1)).float(), dim=-1).view(n, m, -1)
     scale = model.logit_scale.exp().clamp(max=100)
     among = scale * images @ texts[:, 0].T
     own = scale * torch.einsum("nd,nmd->nm", images, texts)

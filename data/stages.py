@@ -23,26 +23,44 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            gradients = []
             for p in group["params"]:
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
-                p.add_(_orthogonal(p.grad.lerp(average, group["momentum"])), alpha=-group["lr"])
+                gradients.append(p.grad.lerp(average, group["momentum"]))
+            for p, gradient in zip(group["params"], orthogonal(gradients), strict=True):
+                p.add_(gradient, alpha=-group["lr"])
 
 
-def _orthogonal(gradient: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with all singular values near 1, scaled so that its entries do not depend on its shape."""
-    matrix = gradient.flatten(1)
-    tall = matrix.shape[0] > matrix.shape[1]
-    u = matrix.T if tall else matrix
-    u = u / (u.norm() + 1e-7)
-    gram, total = u @ u.T, torch.eye(len(u), device=u.device)
-    for _ in range(5):  # on the small square matrix alone: p(G) commutes with G, so u p(G)p(G)... is applied once, at the end
-        step = 3.4445 * torch.eye(len(u), device=u.device) - 4.7750 * gram + 2.0315 * gram @ gram
+def orthogonal(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The nearest matrices with all singular values near 1, scaled so that their entries do not depend on their shape."""
+    wide = []
+    for gradient in gradients:
+        matrix = gradient.flatten(1)
+        matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+        wide.append(matrix / (matrix.norm() + 1e-7))
+    # On the small square matrices alone, those of one size together: p(G) commutes with G, so p(G)p(G')... is applied once, at the end.
+    whitening: dict[int, torch.Tensor] = {}
+    for size in {len(u) for u in wide}:
+        for at, total in zip((i for i, u in enumerate(wide) if len(u) == size), _whitening([u for u in wide if len(u) == size]), strict=True):
+            whitening[at] = total
+    made = []
+    for i, (gradient, u) in enumerate(zip(gradients, wide, strict=True)):
+        u = whitening[i] @ u
+        rows, columns = gradient.flatten(1).shape
+        made.append(((u.T if rows > columns else u) * max(1.0, rows / columns) ** 0.5).reshape(gradient.shape))
+    return made
+
+
+def _whitening(wide: list[torch.Tensor]) -> torch.Tensor:
+    """(n, size, size): for each of n matrices with `size` rows what turns it nearly orthogonal."""
+    gram = torch.stack([u @ u.T for u in wide])
+    identity = torch.eye(gram.shape[-1], device=gram.device)
+    total = identity.expand_as(gram)
+    for _ in range(5):
+        step = torch.baddbmm(3.4445 * identity - 4.7750 * gram, gram, gram, alpha=2.0315)
         total, gram = step @ total, step @ gram @ step
-    u = total @ u
-    u = u.T if tall else u
-    orthogonal: torch.Tensor = (u * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).reshape(gradient.shape)
-    return orthogonal
+    return total
 
 
 @dataclass

@@ -13,6 +13,8 @@ program never runs it. In order: vae, unet, clip, write.
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before torch is imported: without it, spinning threads take half of a small step on a CPU.
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel
 
 from data.examples import PICTURES, WORK, captions_with_changes, grid, pictures, pixels_of, to_pixels, to_tensor, training_caption
@@ -30,10 +33,18 @@ from data.stages import Stage, timed
 
 HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
-LATENT_PICTURES = 20_480
-BATCH = {"vae": 20, "unet": 64, "clip": 96}
+BATCH = {"vae": 48, "unet": 96, "clip": 128}
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
+
+
+@contextmanager
+def quickly(device: torch.device) -> Iterator[None]:
+    """Matrix products in bfloat16 where the hardware has them (weights stay float32), and on a CPU the attention whose gradient is quick there."""
+    mixed = device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION] if device.type == "cuda" else []
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed), sdpa_kernel([*fused, SDPBackend.MATH]):
+        yield
 
 
 def open_stage(name: str, model: torch.nn.Module, device: torch.device) -> Stage:
@@ -63,7 +74,8 @@ def train_vae(minutes: float, device: torch.device) -> None:
     data = pictures()
     for generator, pace in timed(stage, minutes):
         rows = torch.randint(PICTURES, (BATCH["vae"],), generator=generator).sort().values.numpy()
-        loss = vae_loss(stage.model, to_tensor(data[rows], device).to(memory_format=torch.channels_last), generator)
+        with quickly(device):
+            loss = vae_loss(stage.model, to_tensor(data[rows], device).to(memory_format=torch.channels_last), generator)
         stage.advance(loss, pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)
@@ -83,16 +95,16 @@ def reconstruct(device: torch.device) -> None:
 
 @torch.no_grad()
 def latents(device: torch.device) -> tuple[torch.Tensor, float]:
-    """((LATENT_PICTURES, C, 8, 8) latents of unit standard deviation, the scaling factor), encoded once and kept."""
+    """((PICTURES, C, 8, 8) latents of unit standard deviation, the scaling factor), encoded once and kept."""
     path = WORK / "latents.safetensors"
     if not path.exists():
         model = open_stage("vae", new_vae(), device).averaged()
         data = pictures()
         parts = []
-        for i in range(0, LATENT_PICTURES, 128):
+        for i in range(0, PICTURES, 128):
             parts.append(model.encode(to_tensor(data[i : i + 128], device)).latent_dist.mean.cpu())
             if i % 4096 == 0:
-                print(f"encoded {i} of {LATENT_PICTURES}", flush=True)
+                print(f"encoded {i} of {PICTURES}", flush=True)
         raw = torch.cat(parts)
         save_file({"latents": (raw / raw.std()).half().contiguous(), "scale": 1 / raw.std()}, path)
     kept = load_file(path)
@@ -105,10 +117,12 @@ def train_unet(minutes: float, device: torch.device) -> None:
     stage = open_stage("unet", model, device)
     alphas = new_scheduler().alphas_cumprod
     for generator, pace in timed(stage, minutes):
-        rows = torch.randint(LATENT_PICTURES, (BATCH["unet"],), generator=generator)
+        rows = torch.randint(PICTURES, (BATCH["unet"],), generator=generator)
         rng = np.random.default_rng(stage.step)
         texts = ["" if rng.random() < 0.1 else training_caption(int(i), rng) for i in rows]
-        loss = model.loss(x0[rows].float().to(device), tokens_of(tokenizer, texts, device), alphas, generator)
+        tokens = tokens_of(tokenizer, texts, device)
+        with quickly(device):
+            loss = model.loss(x0[rows].float().to(device), tokens, alphas, generator)
         stage.advance(loss, pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)
@@ -123,7 +137,8 @@ def train_clip(minutes: float, device: torch.device) -> None:
         rng = np.random.default_rng((1, stage.step))
         texts = [text for i in rows for text in captions_with_changes(int(i), rng, 3)]
         tokens = tokens_of(tokenizer, texts, device).view(len(rows), 4, -1)
-        loss = clip_loss(stage.model, to_tensor(data[rows.numpy()], device), tokens)
+        with quickly(device):
+            loss = clip_loss(stage.model, to_tensor(data[rows.numpy()], device), tokens)
         stage.advance(loss, pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)

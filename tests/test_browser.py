@@ -73,7 +73,7 @@ def prompt_shown(page: Page) -> str:
     return page.inner_text(".lh-prompt")
 
 
-def group_shown(session: FakeSession, page: Page) -> str:
+def group_shown(page: Page) -> str:
     """The id of the group on the board; the fake's prompts carry it."""
     return prompt_shown(page).rpartition(" ")[2]
 
@@ -102,18 +102,21 @@ def press(page: Page, *keys: str) -> None:
 
 def test_twenty_groups_by_keys_are_twenty_acts(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
-    for n in range(20):
+    seen: dict[str, list[str]] = {}
+    for _ in range(20):
         page.wait_for_selector(".lh-board[data-state=rating]")
-        shown = group_shown(session, page)
+        shown = group_shown(page)
+        seen[shown] = page.locator(".lh-card img").evaluate_all("images => images.map(image => image.dataset.src.split('/').pop())")
         press(page, "2", "4")
         page.wait_for_function("shown => !document.querySelector('.lh-prompt').textContent.endsWith(shown)", arg=f" {shown}")
-        assert n < 20
     wait_for_acts(session, page, 20)
     assert len({act.group for act in session.acts}) == 20
+    assert len({act.order for act in session.acts}) > 1
     for act in session.acts:
         assert (act.kind, act.best, act.worst) == ("best", act.order[1], act.order[3])
         assert sorted(act.order) == [0, 1, 2, 3]
         assert [act.stars[act.order[i]] for i in range(4)] == [3, 5, 3, 1]
+        assert [session.groups[act.group].images[i].file for i in act.order] == seen[act.group]
         assert act.milliseconds is not None
         assert re.fullmatch("[0-9a-f]{32}", act.key)
 
@@ -146,7 +149,7 @@ def test_keys_are_printed_on_the_buttons(desk: tuple[FakeSession, Page]) -> None
 @pytest.mark.parametrize("key", ["u", "Backspace", "Control+z"])
 def test_undo_brings_the_group_back_and_a_mark_goes_first(desk: tuple[FakeSession, Page], key: str) -> None:
     session, page = desk
-    first = group_shown(session, page)
+    first = group_shown(page)
     press(page, "1", "2")
     wait_for_acts(session, page, 1)
     press(page, "1", key)
@@ -162,7 +165,7 @@ def test_undo_brings_the_group_back_and_a_mark_goes_first(desk: tuple[FakeSessio
 
 def test_after_a_reload_undo_still_takes_the_last_rating_back(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
-    first = group_shown(session, page)
+    first = group_shown(page)
     press(page, "1", "2")
     wait_for_acts(session, page, 1)
     page.evaluate("sessionStorage.clear()")
