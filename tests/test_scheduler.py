@@ -85,11 +85,11 @@ def test_names_of_other_schedulers_are_passed_over() -> None:
     assert torch.equal(ddim(skip_prk_steps=True, solver_order=2).alphas_cumprod, ddim().alphas_cumprod)
 
 
-def test_zero_terminal_snr_stays_finite_where_diffusers_does_not() -> None:
+def test_zero_terminal_snr_stays_finite() -> None:
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace", "prediction_type": "sample"}
-    theirs, ours = rollouts(STABLE_DIFFUSION | config, 7, eta=1.0)[0]
-    assert theirs.isnan().all()  # its sqrt of -6e-8
-    assert ours.isfinite().all()
+    for num_inference_steps in range(4, 12):  # on some processors diffusers takes the root of -6e-8 in the first step, and all is NaN
+        _, ours = rollouts(STABLE_DIFFUSION | config, num_inference_steps, eta=1.0)[0]
+        assert ours.isfinite().all()
 
 
 @pytest.mark.parametrize(
