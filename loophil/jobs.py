@@ -129,7 +129,7 @@ class Learner:
     def look(self) -> None:
         """Brings `fresh` and `silent` up to date."""
         new = [lesson for lesson in self._lessons(RECENT_GROUPS) if lesson.fresh]
-        self.fresh = any(self._taught_by(lesson) and self._tries[_key(lesson)] == 0 for lesson in new)
+        self.fresh = any(self._teaches(lesson) and self._tries[_key(lesson)] == 0 for lesson in new)
         self.silent = sum(not lesson.advantages.any() for lesson in new)
 
     def restore(self, engine: Engine, number: int) -> None:
@@ -149,11 +149,11 @@ class Learner:
         """
         lessons = self._lessons()
         fresh = [lesson for lesson in lessons if lesson.fresh and self._tries[_key(lesson)] < TRIES]
-        older = [lesson for lesson in lessons if not lesson.fresh and self._taught_by(lesson)][-REPLAYED_GROUPS:]
+        older = [lesson for lesson in lessons if not lesson.fresh and self._teaches(lesson)][-REPLAYED_GROUPS:]
         update = self.store.begin_update(self.current)
         try:
             stats = yield from engine.trainer.update(self._examples(engine, [*older, *fresh]))
-            version = self._publish(engine, update, fresh, stats)
+            version = self._publish(engine, update, [*older, *fresh], stats)
         except BaseException as error:
             self._tries.update(_key(lesson) for lesson in fresh)
             if isinstance(error, Exception):
@@ -180,12 +180,10 @@ class Learner:
         taught = self.store.learnable_groups(newest)
         return lessons_of(taught, learn=self.learn, rewards=self.settings.rewards, scales=self._scales, version=self.current)
 
-    def _taught_by(self, lesson: Lesson) -> list[str]:
-        """The objectives that a lesson says something to."""
-        if not lesson.advantages.any():
-            return []
+    def _teaches(self, lesson: Lesson) -> bool:
+        """Whether an objective in use can learn from it."""
         young = lesson.age <= self.learn.max_staleness and self.learn.trajectory_passes > 0
-        return [self.learn.objective] * young + ["forward_process"] * (self.learn.forward_passes > 0)
+        return bool(lesson.advantages.any()) and (young or self.learn.forward_passes > 0)
 
     def _examples(self, engine: Engine, lessons: Sequence[Lesson]) -> list[Example]:
         """Lessons with their tensors: transitions of young groups from disk, clean latents of older ones from memory."""
@@ -201,7 +199,7 @@ class Learner:
         self._clean = clean
         return examples
 
-    def _publish(self, engine: Engine, update: int, fresh: Sequence[Lesson], stats: UpdateStats) -> Version:
+    def _publish(self, engine: Engine, update: int, lessons: Sequence[Lesson], stats: UpdateStats) -> Version:
         """Files first, then one transaction, then the weights that draw."""
         weights = engine.policy.next_weights(self.learn.ema)
         version = self.store.publish(
@@ -209,12 +207,18 @@ class Learner:
             parent=self.current,
             kind="update",
             write=lambda folder: _write(engine, folder, weights),
-            uses=[(act, objective) for lesson in fresh for act in lesson.acts for objective in self._taught_by(lesson) or [NOTHING]],
-            groups_learned=[lesson.group.id for lesson in fresh],
+            uses=[(act, objective) for lesson in lessons for act in lesson.acts for objective in _uses(lesson, stats)],
+            groups_learned=[lesson.group.id for lesson in lessons if lesson.fresh],
             stats=asdict(stats),
         )
         engine.policy.refresh(weights, version.number)
         return version
+
+
+def _uses(lesson: Lesson, stats: UpdateStats) -> list[str]:
+    """The objectives that a lesson has taught something; a new one that taught none has taught "nothing", and is settled by that."""
+    taught = [objective for objective, groups in stats.taught.items() if lesson.group.id in groups]
+    return taught or [NOTHING] * lesson.fresh
 
 
 def _key(lesson: Lesson) -> tuple[str, tuple[int, ...]]:

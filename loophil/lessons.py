@@ -34,7 +34,8 @@ def lessons_of(taught: Sequence[Taught], *, learn: Learn, rewards: Mapping[str, 
         advantages, shares = np.zeros(k), dict[str, float]()
         if sources:
             advantages, shares = mix(sources, stds, learn.advantage_clip, advantage=partial(baseline.advantages, prompt=each.group.prompt))
-        lessons.append(Lesson(each.group, advantages, shares, version - each.group.policy_version, each.acts, each.fresh))
+        age = abs(version - each.group.policy_version)  # a version that was damaged and set aside may have drawn it: no less far away
+        lessons.append(Lesson(each.group, advantages, shares, age, each.acts, each.fresh))
     return lessons
 
 

@@ -30,6 +30,7 @@ from loophil.types import Lesson, Trajectory, UpdateStats
 
 Steps = Generator[None, None, UpdateStats]
 TRAJECTORY, FORWARD = "trajectory", "forward"
+FORWARD_PROCESS = "forward_process"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ class Trainer:
         meter.summary = joined.summary(D)
         if not meter.summary["kept"] or (not first and meter.summary["approx_kl"] > learn.kl_cap_nats):
             return False
-        meter.stepped(loss_sum, self._step(TRAJECTORY))
+        meter.stepped(loss_sum, self._step(TRAJECTORY), learn.objective, examples)
         return True
 
     def _score(self, example: Example, rows: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,28 +136,32 @@ class Trainer:
         return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None]
 
     def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[None]:
-        """One optimizer step of the forward-process objective on `forward_batch` noised images."""
-        batch = self._noised(examples)
+        """One optimizer step of the forward-process objective on `forward_batch` noised images, or more: nothing new is passed over."""
+        chosen = self._turns(examples)
+        batch = self._noised(chosen)
         n = len(batch.advantages)
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
         loss_sum = 0.0
         for rows in torch.arange(n, device=self.policy.device).split(self.learn.micro_batch):
             loss_sum += self._backward(self._forward_loss(batch, rows).sum() / n)
             yield
-        meter.stepped(loss_sum, self._step(FORWARD))
+        meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, chosen)
 
-    def _noised(self, examples: Sequence[Example]) -> _Noised:
-        """Groups by turns, those that no version has learned from first, otherwise at random; with times and noise for `forward_batch` images.
-
-        Siblings share their time and noise, so that what they have in common cancels: their advantages add up to 0.
-        """
+    def _turns(self, examples: Sequence[Example]) -> list[Example]:
+        """Groups for one step: those that no version has learned from, all of them, then others at random."""
         k = max(len(e.lesson.advantages) for e in examples)
         order = torch.randperm(len(examples), generator=self.rng).tolist()
         order.sort(key=lambda i: not examples[i].lesson.fresh)
-        turns = max(1, self.learn.forward_batch // k)
-        chosen = [examples[order[i % len(order)]] for i in range(turns)]
+        turns = max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples))
+        return [examples[order[i % len(order)]] for i in range(turns)]
+
+    def _noised(self, chosen: Sequence[Example]) -> _Noised:
+        """All images of the groups, with times and noise.
+
+        Siblings share them, so that what they have in common cancels: their advantages add up to 0.
+        """
         clean = [e.trajectory.clean_latents for e in chosen]
-        times = _stratified(turns, self.schedule.num_train_timesteps, self.rng)
+        times = _stratified(len(chosen), self.schedule.num_train_timesteps, self.rng)
         device = self.policy.device
         return _Noised(
             x0=torch.cat(clean).to(device).float(),
@@ -249,10 +254,12 @@ class _Meter:
         self.loss = 0.0
         self.grad_norm = math.nan
         self.summary: dict[str, float] = {}
+        self.taught: dict[str, set[str]] = {}
 
-    def stepped(self, loss: float, grad_norm: float) -> None:
+    def stepped(self, loss: float, grad_norm: float, objective: str, examples: Sequence[Example]) -> None:
         self.loss += loss
         self.grad_norm = grad_norm
+        self.taught.setdefault(objective, set()).update(example.lesson.group.id for example in examples)
 
     def stats(self, examples: Sequence[Example], young: Sequence[Example], seconds: float) -> UpdateStats:
         """`kept` is of what no version had learned from: replays are old by nature."""
@@ -275,6 +282,7 @@ class _Meter:
             no_signal=sum(not bool((e.advantages != 0).any()) for e in examples),
             seconds=seconds,
             shares=shares,
+            taught={objective: sorted(groups) for objective, groups in self.taught.items()},
         )
 
 

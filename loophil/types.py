@@ -150,7 +150,8 @@ class UpdateStats:
     """What one update did; every number is explained with its formula in the README.
 
     ratio_mean, ratio_std, clipfrac_pos (A > 0), clipfrac_neg (A < 0), approx_kl in nats per step, grad_norm before clipping,
-    kept: share of the transitions of what is new that were used, shares: part of each source in sum |weighted advantage|, seconds of work.
+    kept: share of the transitions of what is new that were used, shares: part of each source in sum |weighted advantage|, seconds of work,
+    taught: {objective: ids of the groups that it learned from}.
     NaN where an objective has no such number.
     """
 
@@ -166,6 +167,7 @@ class UpdateStats:
     no_signal: int
     seconds: float
     shares: dict[str, float] = field(default_factory=dict)
+    taught: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

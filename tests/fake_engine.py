@@ -172,7 +172,9 @@ class FakeEngine:
         self.learned = self.published + self.momentum * self.rng.random()
         silent = sum(not lesson.advantages.any() for lesson in lessons)
         nan = math.nan
-        return UpdateStats(0.5, 1.0, 0.0, 0.0, 0.0, nan, 1.0, 1.0, 4 * len(lessons), silent, 3.0, {})
+        young = [lesson.group.id for lesson, trajectory in examples if lesson.advantages.any() and trajectory["young"]]
+        taught = {"loop": young, "forward_process": [lesson.group.id for lesson in lessons if lesson.advantages.any()]}
+        return UpdateStats(0.5, 1.0, 0.0, 0.0, 0.0, nan, 1.0, 1.0, 4 * len(lessons), silent, 3.0, {}, taught)
 
     # rewards
 

@@ -332,6 +332,18 @@ def test_a_single_group_fills_the_forward_batch_by_turns(monkeypatch: pytest.Mon
     assert spy.call_args.args[3].tolist() == [1, -1] * 4
 
 
+def test_nothing_new_is_passed_over_however_small_the_forward_batch() -> None:
+    bench = Bench(**{**FORWARD_ONLY, "forward_batch": 4})
+    news, old = [bench.example(name=name) for name in "abc"], bench.example(name="z", fresh=False)
+    assert bench.train(old, *news).taught == {"forward_process": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(("part", "taught"), [(PURE, {"rloo": ["a"]}), (FORWARD_ONLY, {"forward_process": ["a", "b"]})])
+def test_what_each_objective_learned_from_is_reported(part: dict[str, Any], taught: dict[str, list[str]]) -> None:
+    bench = Bench(objective="rloo", max_staleness=1, **part)
+    assert bench.train(bench.example(name="a"), bench.example(name="b", age=2), bench.example([0, 0, 0, 0], name="c")).taught == taught
+
+
 def test_groups_of_different_sizes_learn_together() -> None:
     bench = Bench(**BOTH)
     stats = bench.train(bench.example([1, -1]), bench.example([1, 0, -1]))
