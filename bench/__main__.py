@@ -1,4 +1,4 @@
-"""`python -m bench speed | efficiency | model`: tables of figures. See each module for what is measured and how."""
+"""`python -m bench speed | efficiency | elsewhere | model`: tables of figures. See each module for what is measured and how."""
 
 import argparse
 import importlib
@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> int:
     """Runs one bench; its own flags follow its name."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("bench", choices=("speed", "efficiency", "model"), nargs="?", default="speed")
+    parser.add_argument("bench", choices=("speed", "efficiency", "elsewhere", "model"), nargs="?", default="speed")
     given, rest = parser.parse_known_args()
     module = importlib.import_module(f"bench.{given.bench}")
     status: int = module.run(rest)

@@ -2,15 +2,17 @@
 
     python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both]
 
-Each part is one `python -m loophil simulate` whose lines are kept in bench/out/; parts that are there are not run again.
-Prints medians over tastes and seeds with n, so that a stopped bench can go on another day.
+Each part is one `python -m loophil simulate` whose lines are kept in bench/out/ beside the LoRA that it ended with; parts that are there
+are not run again. Prints medians over tastes and seeds with n, so that a stopped bench can go on another day.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -45,24 +47,18 @@ def run(argv: list[str]) -> int:
 
 
 def _part(path: Path, taste: str, seed: str, clicks: int, knobs: list[str]) -> None:
-    staging = path.with_suffix(".part")
-    staging.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "loophil",
-        "simulate",
-        "--rater",
-        f"{TASTES}:{taste}",
-        "--clicks",
-        str(clicks),
-        "--seed",
-        seed,
-        "--out",
-        str(staging),
-    ]
-    subprocess.run([*command, *knobs], check=True)
-    staging.rename(path)
+    lines = path.with_suffix(".part")
+    lines.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as runs:
+        where = ["--runs", runs, "--run", "bench", "--seed", seed, *knobs]
+        _loophil("simulate", "--rater", f"{TASTES}:{taste}", "--clicks", str(clicks), "--out", str(lines), *where)
+        _loophil("export", "--format", "diffusers", "--to", runs, *where)
+        shutil.copyfile(next(Path(runs).glob("*.zip")), path.with_suffix(".zip"))
+    lines.rename(path)
+
+
+def _loophil(*command: str) -> None:
+    subprocess.run([sys.executable, "-m", "loophil", *command], check=True)
 
 
 def table(paths: list[Path]) -> str:
