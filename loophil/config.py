@@ -50,7 +50,8 @@ class Learn(Section):
     """What an update does."""
 
     objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW step size.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
+    forward_learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW step size of the forward-process objective.")
     clip_nats: float = Field(
         1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D)."
     )
@@ -60,6 +61,9 @@ class Learn(Section):
     trajectory_passes: int = Field(1, ge=0, le=16, description="Optimizer steps of the trajectory objective in one update; 0 = none.")
     forward_passes: int = Field(2, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
     forward_batch: int = Field(16, ge=4, le=1024, description="Noised images in one forward-process step.")
+    forward_fraction: float = Field(
+        0.6, gt=0, le=1, description="Share of the noise levels that the forward process trains, the noisiest first; 1 = all."
+    )
     beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far the optimum moves for one rating is 1 / beta.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")

@@ -59,9 +59,9 @@ class Trainer:
 
     def restart(self) -> None:
         """Fresh optimizers, as for version 0."""
+        rates = {TRAJECTORY: self.learn.learning_rate, FORWARD: self.learn.forward_learning_rate}
         self.optimizers = {
-            part: torch.optim.AdamW(self.policy.parameters(), lr=self.learn.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-            for part in (TRAJECTORY, FORWARD)
+            part: torch.optim.AdamW(self.policy.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0) for part, rate in rates.items()
         }
 
     def example(self, lesson: Lesson, trajectory: Trajectory) -> Example:
@@ -161,7 +161,7 @@ class Trainer:
         Siblings share them, so that what they have in common cancels: their advantages add up to 0.
         """
         clean = [e.trajectory.clean_latents for e in chosen]
-        times = _stratified(len(chosen), self.schedule.num_train_timesteps, self.rng)
+        times = _stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
         device = self.policy.device
         return _Noised(
             x0=torch.cat(clean).to(device).float(),
@@ -316,7 +316,7 @@ def _micro_batches(example: Example, size: int) -> Iterator[tuple[torch.Tensor, 
         yield pair[:, 1], pair[:, 0]
 
 
-def _stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
-    """(n,) timesteps in 0..steps-1, one from each of n equal parts, in random order: every step sees all noise levels."""
-    spots = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-    return (spots * steps).long().clamp(max=steps - 1)[torch.randperm(n, generator=rng)]
+def _stratified(n: int, steps: int, fraction: float, rng: torch.Generator) -> torch.Tensor:
+    """(n,) timesteps, one from each of n equal parts of the last `fraction` of 0..steps-1, in random order: every step sees all noise levels."""
+    spots = 1 - fraction * (torch.arange(n) + torch.rand(n, generator=rng)) / n
+    return (spots * steps).long().clamp(0, steps - 1)[torch.randperm(n, generator=rng)]

@@ -218,7 +218,8 @@ def test_gradients_are_clipped_and_their_norm_before_is_reported() -> None:
 
 def test_each_part_has_an_optimizer_of_its_own() -> None:
     # AdamW divides by its own past: with the trajectories' in it, the forward process would take other steps
-    alone, beside = Bench(learning_rate=1e-6, **FORWARD_ONLY), Bench(learning_rate=1e-6, **BOTH)
+    tiny: dict[str, Any] = {"learning_rate": 1e-6, "forward_learning_rate": 1e-6}
+    alone, beside = Bench(**tiny, **FORWARD_ONLY), Bench(**tiny, **BOTH)
     for bench in (alone, beside):
         bench.train(bench.example())
     first, second = ([s["exp_avg_sq"] for s in b.trainer.optimizers[FORWARD].state_dict()["state"].values()] for b in (alone, beside))
@@ -352,12 +353,12 @@ def test_groups_of_different_sizes_learn_together() -> None:
 
 
 def test_times_of_the_forward_process_cover_all_noise_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 10 turns: one time in each tenth of 0..999, in random order
-    bench = Bench(micro_batch=64, **{**FORWARD_ONLY, "forward_batch": 20})
+    # 10 turns: one time in each tenth of the noisier half, 500..999, in random order
+    bench = Bench(micro_batch=64, forward_fraction=0.5, **{**FORWARD_ONLY, "forward_batch": 20})
     monkeypatch.setattr(bench.policy, "predict", spy := Mock(wraps=bench.policy.predict))
     bench.train(bench.example([1, -1]))
     times = spy.call_args.args[1][::2].tolist()
-    assert sorted(time // 100 for time in times) == list(range(10))
+    assert sorted(time // 50 for time in times) == list(range(10, 20))
     assert times != sorted(times)
 
 
@@ -531,11 +532,11 @@ def test_an_optimizer_that_has_not_stepped_is_kept_too(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_is_the_setting_s_not_the_file_s(tmp_path: Path) -> None:
-    slow, fast = Bench(learning_rate=1e-4, **PURE), Bench(learning_rate=1e-2, **PURE)
+    slow, fast = Bench(learning_rate=1e-4, **BOTH), Bench(learning_rate=1e-2, forward_learning_rate=2e-2, **BOTH)
     slow.train(slow.example())
     slow.trainer.save(tmp_path)
     fast.trainer.load(tmp_path)
-    assert fast.trainer.optimizers[TRAJECTORY].param_groups[0]["lr"] == 1e-2
+    assert [fast.trainer.optimizers[part].param_groups[0]["lr"] for part in (TRAJECTORY, FORWARD)] == [1e-2, 2e-2]
 
 
 def test_training_state_of_another_adapter_is_refused(tmp_path: Path) -> None:
@@ -564,7 +565,7 @@ TOYS: list[tuple[str, dict[str, Any]]] = [
 def test_a_known_reward_rises(learn: dict[str, Any]) -> None:
     """Brighter pictures are better; ten groups of 8, each trained once. The effect is in the base's standard deviations."""
     settings, measured = DrawSettings(3, 1.0, 1.0), tuple(range(1000, 1032))
-    bench = Bench(start=0, learning_rate=5e-3, forward_batch=16, micro_batch=16, **learn)
+    bench = Bench(start=0, learning_rate=5e-3, forward_learning_rate=5e-3, forward_batch=16, micro_batch=16, **learn)
     base = brightness(bench.sampler.draw("x", settings, measured))
     taught = []
     for number in range(10):
