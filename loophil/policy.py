@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from loophil.config import Lora
 from loophil.errors import ConfigError
@@ -44,6 +46,8 @@ def choose_device(name: str) -> torch.device:
 def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
     """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
+    for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
+        logging.disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, SafetensorError) as error:
