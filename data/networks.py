@@ -118,7 +118,13 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
     )
 
 

@@ -166,7 +166,7 @@ def write(device: torch.device) -> None:
 
 def sheet(device: torch.device) -> None:
     """Writes `.training/sheet.png`: four pictures for each of twelve prompts, from data/base."""
-    pipeline = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32, safety_checker=None).to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None).to(device)
     pipeline.set_progress_bar_config(disable=True)
     prompts = (
         "a red circle", "a large blue star", "a small green heart", "a striped purple square", "a dotted yellow diamond", "a gray moon at night",

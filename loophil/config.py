@@ -64,7 +64,7 @@ class Learn(Section):
     forward_fraction: float = Field(
         0.6, gt=0, le=1, description="Share of the noise levels that the forward process trains, the noisiest first; 1 = all."
     )
-    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far the optimum moves for one rating is 1 / beta.")
+    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")

@@ -123,7 +123,7 @@ def forward_process(v_theta: Tensor, v_ref: Tensor, v: Tensor, advantages: Tenso
     mean over the dimensions. Its optimum is v_ref + E[(2q - 1) (v - v_ref) | x_t] / beta: the smaller beta, the further one rating moves the model.
     The caller takes the mean over all images of the update, as micro-batches need.
 
-    v_theta, v_ref, v   (B, C, H, W)  velocities of the trained policy, of the published one (no gradient), and the target, at the same x_t
+    v_theta, v_ref, v   (B, C, H, W)  velocities of the trained policy, of the reference (no gradient), and the target, at the same x_t
     advantages          (B,)          in standard deviations
     stats               q (B,), drift (B,): mean over dimensions of |v_theta - v_ref|^2
     """

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from loophil.config import Learn
 from loophil.errors import LearningError
 from loophil.objectives import OBJECTIVES, ObjectiveStats, forward_process, per_dimension, sample_dropout
-from loophil.policy import LEARNER, PUBLISHED, Embeddings, Policy
+from loophil.policy import BASE, LEARNER, Embeddings, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob
 from loophil.types import Lesson, Trajectory, UpdateStats
 
@@ -172,10 +172,14 @@ class Trainer:
         )
 
     def _forward_loss(self, batch: _Noised, rows: torch.Tensor) -> torch.Tensor:
-        """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns."""
+        """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns.
+
+        The reference is the base, not the published version as in DiffusionNFT: that one moves with every update, and few ratings said again
+        and again would pull the model ever further away. From the base there is a farthest point, by `beta`, whatever the number of updates.
+        """
         x0, noise, t, words = batch.x0[rows], batch.noise[rows], batch.timesteps[rows], batch.words[rows]
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
-        with torch.no_grad(), self.policy.acting(PUBLISHED):
+        with torch.no_grad(), self.policy.acting(BASE):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)

@@ -306,15 +306,19 @@ def test_siblings_share_time_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(target[4], target[0])
 
 
-def test_the_reference_of_the_forward_process_is_the_published_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(micro_batch=64, **{**FORWARD_ONLY, "forward_passes": 2})
+def test_the_reference_of_the_forward_process_is_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(start=0, micro_batch=64, **{**FORWARD_ONLY, "forward_passes": 2})
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     bench.train(bench.example())
     first, second = ((call.args[0], call.args[1]) for call in spy.call_args_list)
-    assert torch.equal(first[0], first[1])  # at first the learner is what is published
+    assert torch.equal(first[0], first[1])  # at first the learner is the base
     assert not torch.equal(second[0], second[1])  # after a step it is not
     assert first[0].requires_grad
     assert not first[1].requires_grad
+    bench.policy.refresh(bench.policy.next_weights(), 1)
+    bench.train(bench.example())
+    learner, reference = spy.call_args_list[2].args[:2]
+    assert not torch.equal(learner, reference)  # a refresh makes the learner the published version, and that is not the reference
 
 
 def test_what_is_new_comes_first_in_the_forward_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,7 +561,7 @@ def brightness(drawing: Drawing) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 TOYS: list[tuple[str, dict[str, Any]]] = [
     *((objective, {"objective": objective, "trajectory_passes": 2, "forward_passes": 0}) for objective in OBJECTIVES),
-    ("forward process", {"trajectory_passes": 0, "forward_passes": 2}),
+    ("forward process", {"trajectory_passes": 0, "forward_passes": 2, "beta": 0.2}),
 ]
 
 
