@@ -2,7 +2,7 @@
 
     python -m data.train_base vae | unet | clip [--minutes M]     one stage, resumed where it stopped
     python -m data.train_base write                               the folders, from the averaged weights so far
-    python -m data.train_base sheet | reconstruct                 pictures to look at, in .training/
+    python -m data.train_base sheet | reconstruct                 pictures to look at, in .training/; also made while training
 
 Every stage is seeded, keeps an exponential moving average of its weights (so it may be stopped at any time), cools down in the
 last third of its minutes, and saves a checkpoint of safetensors to `.training/` every few minutes. Without one it starts from
@@ -33,6 +33,7 @@ from data.stages import Stage, timed
 
 HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
+LOOK_EVERY = 500  # steps, for pictures on the way
 BATCH = {"vae": 48, "unet": 96, "clip": 128}
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
@@ -79,6 +80,9 @@ def train_vae(minutes: float, device: torch.device) -> None:
         stage.advance(loss, pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)
+        if stage.step % LOOK_EVERY == 0:
+            stage.save()
+            reconstruct(device)
 
 
 @torch.no_grad()
@@ -126,6 +130,9 @@ def train_unet(minutes: float, device: torch.device) -> None:
         stage.advance(loss, pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)
+        if stage.step % LOOK_EVERY == 0:
+            stage.save()
+            sheet(device)
 
 
 def train_clip(minutes: float, device: torch.device) -> None:
@@ -144,20 +151,25 @@ def train_clip(minutes: float, device: torch.device) -> None:
             print(f"  loss {loss.item():.4f}", flush=True)
 
 
+def assembled(device: torch.device) -> StableDiffusionPipeline:
+    """The stock pipeline of the averaged weights so far, float32."""
+    model, tokenizer = new_denoiser()
+    open_stage("unet", model, device).averaged()
+    vae = open_stage("vae", new_vae(), device).averaged()
+    vae.register_to_config(scaling_factor=latents(device)[1])
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=new_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 def write(device: torch.device) -> None:
     """Writes data/base and data/clip in half precision from the averaged weights of the stages that exist."""
-    model, tokenizer = new_denoiser()
     if (WORK / "unet.safetensors").exists():
-        open_stage("unet", model, device).averaged()
-        vae = open_stage("vae", new_vae(), device).averaged()
-        vae.register_to_config(scaling_factor=latents(device)[1])
-        pipeline = StableDiffusionPipeline(
-            vae=vae, text_encoder=model.text, tokenizer=tokenizer, unet=model.unet, scheduler=new_scheduler(),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
-        pipeline.to(torch.float16).save_pretrained(BASE, safe_serialization=True)
+        assembled(device).to(torch.float16).save_pretrained(BASE, safe_serialization=True)
     if (WORK / "clip.safetensors").exists():
         CLIP.mkdir(exist_ok=True)
+        tokenizer = new_tokenizer()
         average = open_stage("clip", new_clip(tokenizer), device).average
         save_file({k: v.half().contiguous() for k, v in average.items()}, CLIP / "open_clip_model.safetensors")
         (CLIP / "open_clip_config.json").write_text(json.dumps(clip_config(tokenizer), indent=2) + "\n")
@@ -165,8 +177,9 @@ def write(device: torch.device) -> None:
 
 
 def sheet(device: torch.device) -> None:
-    """Writes `.training/sheet.png`: four pictures for each of twelve prompts, from data/base."""
-    pipeline = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None).to(device)
+    """Writes `.training/sheet.png`: four pictures for each of twelve prompts, by the averaged weights so far, else by data/base."""
+    trained = (WORK / "unet.safetensors").exists()
+    pipeline = assembled(device) if trained else StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     prompts = (
         "a red circle", "a large blue star", "a small green heart", "a striped purple square", "a dotted yellow diamond", "a gray moon at night",
