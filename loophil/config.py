@@ -50,8 +50,8 @@ class Learn(Section):
     """What an update does."""
 
     objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
-    forward_learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW step size of the forward-process objective.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
+    forward_learning_rate: float = Field(2e-4, gt=0, le=1, description="AdamW step size of the forward-process objective.")
     clip_nats: float = Field(
         1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D)."
     )
@@ -64,7 +64,7 @@ class Learn(Section):
     forward_fraction: float = Field(
         0.6, gt=0, le=1, description="Share of the noise levels that the forward process trains, the noisiest first; 1 = all."
     )
-    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
+    beta: float = Field(1.0, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
