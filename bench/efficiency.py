@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,12 @@ def table(paths: list[Path]) -> str:
             rows[variant, figures["clicks"] // 16 * 16].append(figures)
     lines = ["| variant | clicks | n | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for (variant, clicks), figures in sorted(rows.items()):
-        cells = []
-        for column in COLUMNS:
-            known = [f[column] for f in figures if f[column] is not None]
-            cells.append(f"{statistics.median(known):.2f}" if known else "")
+        cells = medians(figures, COLUMNS)
         lines.append(f"| {variant} | {clicks} | {len(figures)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def medians(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """The cells of a table row; empty where nothing is known."""
+    known = [[row[column] for row in rows if row[column] is not None] for column in columns]
+    return [f"{statistics.median(values):.2f}" if values else "" for values in known]

@@ -6,10 +6,10 @@ Every LoRA in bench/out/ against its base at the same prompts and seeds, by the 
 """
 
 import argparse
-import statistics
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from bench.efficiency import OUT
+from bench.efficiency import OUT, medians
 from bench.tastes import TASTES
 from loophil.build import EMBEDDED, follows, measured_prompts
 from loophil.config import Settings
@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[Any, float]] = {
     "DDIM, eta 0": (DDIMScheduler, 0.0),
     "DPM++ 2M": (DPMSolverMultistepScheduler, 0.0),
 }
-COLUMNS = ("win_rate", "effect", "diversity", "prompt_following", "base_prompt_following")
+COLUMNS = tuple(field.name for field in fields(Figures))
 
 
 def run(argv: list[str]) -> int:
@@ -46,9 +46,8 @@ def run(argv: list[str]) -> int:
     print("| scheduler | n | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|", sep="\n")
     for name in SCHEDULERS:
         elsewhere = Elsewhere(settings, name)
-        measured = [elsewhere.measure(path) for path in loras]
-        medians = [statistics.median(getattr(figures, column) for figures in measured) for column in COLUMNS]
-        print(f"| {name} | {len(measured)} | " + " | ".join(f"{median:.2f}" for median in medians) + " |", flush=True)
+        measured = [asdict(elsewhere.measure(path)) for path in loras]
+        print(f"| {name} | {len(measured)} | " + " | ".join(medians(measured, COLUMNS)) + " |", flush=True)
     return 0
 
 
@@ -68,7 +67,8 @@ class Elsewhere:
         """The LoRA in this zip, named VARIANT-TASTE-SEED-CLICKS, against the base."""
         taste = TASTES[lora.name.split("-")[1]]
         with tempfile.TemporaryDirectory() as folder:
-            zipfile.ZipFile(lora).extractall(folder)
+            with zipfile.ZipFile(lora) as files:
+                files.extractall(folder)
             self.pipeline.load_lora_weights(folder)
         try:
             tuned = self._draw()

@@ -28,11 +28,11 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
                 gradients.append(p.grad.lerp(average, group["momentum"]))
-            for p, gradient in zip(group["params"], orthogonal(gradients), strict=True):
+            for p, gradient in zip(group["params"], _orthogonal(gradients), strict=True):
                 p.add_(gradient, alpha=-group["lr"])
 
 
-def orthogonal(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+def _orthogonal(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     """The nearest matrices with all singular values near 1, scaled so that their entries do not depend on their shape."""
     wide = []
     for gradient in gradients:
