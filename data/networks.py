@@ -136,7 +136,7 @@ class Denoiser(torch.nn.Module):
         self.text, self.unet = text, unet
 
     def loss(self, x0: torch.Tensor, tokens: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x0 at random times; x0 (n, 8, 8, 8), tokens (n, L)."""
+        """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x0 at random times; x0 (n, LATENT_CHANNELS, 8, 8), tokens (n, L)."""
         n = len(x0)
         # Stratified times: every batch covers the whole chain, which quietens the gradient.
         t = ((torch.rand(1, generator=generator) + torch.arange(n)) / n % 1.0 * 1000).long().clamp(0, 999)[torch.randperm(n, generator=generator)]

@@ -42,8 +42,8 @@ def _orthogonal(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
     # On the small square matrices alone, those of one size together: p(G) commutes with G, so p(G)p(G')... is applied once, at the end.
     whitening: dict[int, torch.Tensor] = {}
     for size in {len(u) for u in wide}:
-        for at, total in zip((i for i, u in enumerate(wide) if len(u) == size), _whitening([u for u in wide if len(u) == size]), strict=True):
-            whitening[at] = total
+        alike = [i for i, u in enumerate(wide) if len(u) == size]
+        whitening |= zip(alike, _whitening([wide[i] for i in alike]), strict=True)
     made = []
     for i, (gradient, u) in enumerate(zip(gradients, wide, strict=True)):
         u = whitening[i] @ u

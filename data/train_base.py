@@ -179,7 +179,7 @@ def write(device: torch.device) -> None:
 def sheet(device: torch.device) -> None:
     """Writes `.training/sheet.png`: four pictures for each of twelve prompts, by the averaged weights so far, else by data/base."""
     trained = (WORK / "unet.safetensors").exists()
-    pipeline = assembled(device) if trained else StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None)
+    pipeline = assembled(device) if trained else StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None).to(device)
     pipeline.set_progress_bar_config(disable=True)
     prompts = (
         "a red circle", "a large blue star", "a small green heart", "a striped purple square", "a dotted yellow diamond", "a gray moon at night",
