@@ -7,20 +7,18 @@ LoopHIL has its own uvicorn: `launch()` of Gradio dies on SIGTERM without closin
 """
 
 import asyncio
-import ctypes
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from types import FrameType
 
 from loophil import __version__
 from loophil.config import Settings, is_public
 from loophil.errors import ConfigError, RunError
+from loophil.process import prepare_process
 
 log = logging.getLogger("loophil")
 
@@ -62,23 +60,6 @@ def complain(code: int, faults: str) -> int:
     for fault in faults.splitlines():
         print(f"loophil: {fault}", file=sys.stderr)
     return code
-
-
-def prepare_process() -> None:
-    """What has to be so before torch and Gradio are imported: threads that do not spin, memory that is not handed back, no telemetry.
-
-    Between two denoising steps glibc gives every large buffer back to the kernel and takes it again, page fault by page fault: up to half of the time
-    on a CPU. The worker is a thread, so it must also use the main arena: the others are unmapped whenever they are empty.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    if platform.libc_ver()[0] == "glibc":
-        mallopt: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
-            mallopt(parameter, value)
 
 
 def for_space(settings: Settings) -> Settings:

@@ -2,10 +2,9 @@
 
 import argparse
 import importlib
-import os
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from loophil.process import prepare_process
 
 
 def main() -> int:
@@ -13,6 +12,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("bench", choices=("speed", "efficiency", "elsewhere", "model"), nargs="?", default="speed")
     given, rest = parser.parse_known_args()
+    prepare_process()
     module = importlib.import_module(f"bench.{given.bench}")
     status: int = module.run(rest)
     return status

@@ -94,7 +94,7 @@ def captions_with_changes(index: int, rng: np.random.Generator, changes: int) ->
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """(n, 64, 64, 3) uint8 -> (n, 3, 64, 64) float32 in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:

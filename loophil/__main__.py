@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from loophil.build import build, follows, load_rater, measured_prompts
 from loophil.config import Settings
 from loophil.errors import ConfigError, LoopHILError, RunError
 from loophil.evaluation import Examiner
+from loophil.process import prepare_process
 from loophil.session import FORMATS, Session
 from loophil.types import Act, DrawSettings, Group
 
@@ -187,5 +187,5 @@ class _lines:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     sys.exit(main())

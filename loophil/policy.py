@@ -54,6 +54,9 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
     pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(memory_format=torch.channels_last)  # convolutions are a sixth faster so
     return pipeline.to(device)
 
 

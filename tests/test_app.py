@@ -114,28 +114,6 @@ def test_the_page_is_built_without_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_before_torch_threads_rest_and_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_WAIT_POLICY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.delenv(name, raising=False)
-    asked: list[tuple[int, int]] = []
-
-    class Libc:
-        @staticmethod
-        def mallopt(parameter: int, value: int) -> int:
-            asked.append((parameter, value))
-            return 1
-
-    monkeypatch.setattr("app.platform.libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr("app.ctypes.CDLL", lambda name: Libc)
-    app.prepare_process()
-    assert (os.environ["OMP_WAIT_POLICY"], os.environ["GRADIO_ANALYTICS_ENABLED"]) == ("PASSIVE", "False")
-    assert dict(asked) == {-3: 2**30, -1: 2**31 - 1, -8: 1}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-    asked.clear()
-    monkeypatch.setattr("app.platform.libc_ver", lambda: ("", ""))
-    app.prepare_process()
-    assert asked == []
-
-
 def test_a_space_listens_to_everybody_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.for_space(Settings.read(None)).host == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "ann/loop")

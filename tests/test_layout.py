@@ -41,6 +41,7 @@ STOREYS = {
     "loophil.advantages": 0,
     "loophil.types": 0,
     "loophil.config": 0,
+    "loophil.process": 0,
     "loophil.errors": 0,
     "loophil": 0,
 }
