@@ -100,7 +100,7 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
-        self.stock, self.studio, self.learner = Stock(), Studio(store, settings, prompts), Learner(store, settings, scales)
+        self.stock, self.studio, self.learner = Stock(clock), Studio(store, settings, prompts), Learner(store, settings, scales)
         self._load, self._clock, self._lock = load, clock, threading.RLock()
         self._engine: Engine | None = None
         self._closed = False
@@ -141,14 +141,20 @@ class Loop:
         self._recount()
         self.worker.start()
 
-    def upcoming(self, rater: str, limit: int) -> list[Group]:
-        """Groups to rate next, in order; also says that a person is there."""
+    def upcoming(self, rater: str, limit: int, page: str = "") -> list[Group]:
+        """Groups to rate next, in order, leased to this page of the rater's; also says that a person is there."""
         self._seen = self._clock()
-        groups = self.stock.offer(rater, limit)
+        groups = self.stock.offer(rater, limit, page=page)
         if not groups:
             self.worker.wake()
-            groups = self.stock.offer(rater, limit)
+            groups = self.stock.offer(rater, limit, page=page)
         return groups
+
+    def show(self, limit: int) -> list[Group]:
+        """Groups for somebody who only looks; they are drawn for them too."""
+        self._seen = self._clock()
+        self.worker.wake()
+        return self.stock.show(limit)
 
     def take(self, rater: str) -> Group | None:
         """The next group, no longer offered to others; None if there is none."""
@@ -292,7 +298,7 @@ class Loop:
             owed=self._owed,
             ready=len(self.stock),
             # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
-            target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace) if loop.threaded else 0,
+            target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
             strip_due=present and bool(self._strip_due),
             strip_late=present and any(now - since > STRIP_SECONDS for since in self._strip_due.values()),

@@ -6,6 +6,7 @@ only `new_group`, `compare`, `rollback`, `export` and `measure` wait for the wor
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -43,9 +44,16 @@ class Session:
         """The newest snapshot; instantaneous."""
         return self._loop.status
 
-    def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6) -> list[Group]:
-        """Groups to be rated next by this rater, in order; never waits, and tells the loop that a person is there."""
-        return self._loop.upcoming(rater, limit)
+    def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6, page: str = "") -> list[Group]:
+        """Groups to be rated next by this rater, in order; never waits, and tells the loop that a person is there.
+
+        While a page (a tab of the rater's browser; "" = the only one) goes on asking, no other page gets the same ones.
+        """
+        return self._loop.upcoming(rater, limit, page)
+
+    def on_show(self, limit: int = 6) -> list[Group]:
+        """Groups for somebody who looks and does not teach: nothing is kept from others by that."""
+        return self._loop.show(limit)
 
     def ask(self, prompt: str) -> None:
         """A group of this prompt is drawn next and offered first; never waits."""
@@ -67,6 +75,12 @@ class Session:
         else:
             self._loop.rated(act.group, receipt.act)
         return receipt
+
+    def revealed(self, group_id: str) -> tuple[Group, dict[str, tuple[float | None, ...]]]:
+        """A rated group with its seeds, and {reward: a score for each image, None = missing}: what is kept from the eye until then."""
+        group = self._store.group(group_id)
+        scores = self._store.scores(group.id)
+        return group, {reward: tuple(None if math.isnan(v) else float(v) for v in values) for reward, values in scores.items()}
 
     def undo(self, rater: str = DEFAULT_RATER) -> Group | None:
         """Takes this rater's newest act back and offers its group again; None if there is nothing to take back."""

@@ -56,6 +56,7 @@ class FakeSession:
             self.worker = "waiting for ratings"
             self.last_error: str | None = None
             self.fault: Exception | None = None
+            self.scores: dict[str, tuple[float | None, ...]] = {}
             self.stock = self.full
 
     def status(self) -> Status:
@@ -106,7 +107,10 @@ class FakeSession:
         waiting = [group for group in self.groups.values() if group.id not in done]
         return sorted(waiting, key=lambda group: group.prompt not in self.wishes)
 
-    def upcoming(self, rater: str, limit: int = 6) -> list[Group]:
+    def on_show(self, limit: int = 6) -> list[Group]:
+        return self.upcoming("", limit)
+
+    def upcoming(self, rater: str, limit: int = 6, page: str = "") -> list[Group]:
         with self.lock:
             while len(self.unrated(rater)) < self.stock:
                 self.draw()
@@ -160,6 +164,12 @@ class FakeSession:
             return None
         self.acts.remove(mine[-1])
         return self.groups[mine[-1].group]
+
+    def revealed(self, group_id: str) -> tuple[Group, dict[str, tuple[float | None, ...]]]:
+        """`scores` are the same for every group."""
+        if group_id not in self.groups:
+            raise UnknownGroup(f"This run has no group {group_id!r}.")
+        return self.groups[group_id], dict(self.scores)
 
     def compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
         check_prompt(prompt)

@@ -239,7 +239,7 @@ def test_stock_follows_the_rater(staged: Staged, seconds: float, depth: int) -> 
         stage.fake.clock.now += seconds
         stage.rate(future.result())
     for group in stage.session.upcoming("ann"):
-        stage.loop.take("ann")
+        stage.loop.stock.remove(group.id)
         assert group.prompt != "a wish"
     stage.run()
     assert stage.session.status().ready == depth

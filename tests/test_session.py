@@ -129,6 +129,14 @@ def test_comparison_is_base_and_tuned(inline: Session) -> None:
     assert not np.array_equal(np.asarray(base), np.asarray(tuned))
 
 
+def test_rated_group_shows_its_seeds_and_what_the_rewards_said(inline: Session) -> None:
+    group = inline.new_group()
+    inline._store.add_scores(group.id, "jpeg", [1.0, math.nan, 3.0, 4.0], "one failed")
+    assert inline.revealed(group.id) == (group, {"jpeg": (1.0, None, 3.0, 4.0)})
+    with pytest.raises(UnknownGroup):
+        inline.revealed("nothing")
+
+
 def test_undo_by_act_and_by_name_are_the_same(inline: Session) -> None:
     inline.pause()
     group = inline.new_group()

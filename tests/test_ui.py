@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput
-from loophil.types import Act
+from loophil.types import Act, Group
 from loophil.ui import board, page, parse
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
@@ -458,6 +458,20 @@ def test_sync_files_a_batch_and_offers_what_is_left(desk: tuple[FakeSession, Any
     assert said["groups"][0]["id"] == third
 
 
+def test_each_tab_asks_under_its_own_name(desk: tuple[FakeSession, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    session, sync = desk
+    asked: list[str] = []
+
+    def upcoming(rater: str, limit: int, page: str) -> list[Group]:
+        asked.append(page)
+        return []
+
+    monkeypatch.setattr(session, "upcoming", upcoming)
+    sync(rater="ann", tab="tab 1")
+    sync(rater="ann", tab="tab 2")
+    assert asked == ["tab 1", "tab 2"]
+
+
 def test_sync_shows_no_seeds_before_the_rating(desk: tuple[FakeSession, Any]) -> None:
     group = desk[1]()["groups"][0]
     assert set(group) == {"id", "prompt", "version", "pictures"}
@@ -513,12 +527,41 @@ def test_a_batch_is_bounded(desk: tuple[FakeSession, Any]) -> None:
     assert desk[1](batch="rubbish")["ack"] == []
 
 
+def test_facts_of_a_group_come_with_the_answer_to_its_rating(desk: tuple[FakeSession, Any]) -> None:
+    session, sync = desk
+    session.scores = {"clip_score": (0.1, None, 0.3, 0.4)}
+    first, second, third = (group["id"] for group in sync(hello=True)["groups"][:3])
+    assert sync(batch=[])["facts"] == {}
+    said = sync(batch=[entry("u1", first), entry("u2", second, kind="skip"), entry("u3", "nowhere")])
+    seeds = [image.seed for image in session.groups[first].images]
+    assert said["facts"][first] == {"version": 0, "seeds": seeds, "scores": {"clip_score": [0.1, None, 0.3, 0.4]}}
+    assert set(said["facts"]) == {first, second}
+    assert sync(batch=[entry("u4", first, kind="undo")])["facts"] == {}
+    assert sync(batch=[entry("u5", third), entry("u6", third, kind="undo")])["facts"] == {}
+
+
+def test_no_facts_where_nothing_was_filed(desk: tuple[FakeSession, Any]) -> None:
+    session, sync = desk
+    group = sync()["groups"][0]["id"]
+    session.fault = OSError("No space left on device")
+    assert sync(batch=[entry("u1", group)])["facts"] == {}
+
+
+def test_facts_that_cannot_be_read_keep_no_rating_back(desk: tuple[FakeSession, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    session, sync = desk
+    group = sync()["groups"][0]["id"]
+    monkeypatch.setattr(session, "revealed", lambda group: 1 / 0)
+    said = sync(batch=[entry("u1", group)])
+    assert (said["ack"], said["notice"], said["facts"]) == (["u1"], None, {})
+
+
 def test_a_guest_rates_for_show(tmp_path: Path) -> None:
     session = FakeSession(tmp_path)
     handlers = board.Board(session, Access(everybody=False))  # type: ignore[arg-type]
     group = session.upcoming("guest")[0].id
     said, bar = handlers.sync(request(), SimpleNamespace(_data={"batch": [entry("u1", group)], "rater": "browser-1"}))
     assert (said["ack"], said["guest"], bar["may_teach"]) == (["u1"], True, False)
+    assert "facts" not in said
     assert session.acts == []
 
 

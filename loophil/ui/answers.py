@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +29,12 @@ def status_answer(status: Status) -> dict[str, Any]:
 def board_group(group: Group, images: Path) -> dict[str, Any]:
     """A group for the board: no seeds and no scores before it is rated (they would anchor the eye)."""
     return {"id": group.id, "prompt": group.prompt, "version": group.policy_version, "pictures": [picture_url(images, i.file) for i in group.images]}
+
+
+def facts(group: Group, scores: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+    """What the board may show once a group is rated; positions are the group's own, not those shown."""
+    seeds = [image.seed for image in group.images]
+    return {"version": group.policy_version, "seeds": seeds, "scores": {reward: list(values) for reward, values in scores.items()}}
 
 
 def bar(status: Status, *, may_teach: bool, sign_in: bool) -> dict[str, Any]:

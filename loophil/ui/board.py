@@ -11,7 +11,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -108,7 +108,7 @@ class Board:
             said |= {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
             if sent.get("undo") and not guest:
                 said |= self._undo(rater)
-            said |= self._ahead(rater)
+            said |= self._ahead(rater, parse.text(sent.get("tab"), "tab"), guest=guest)
         except LoopHILError as error:
             said |= {"notice": sentence(error)}
         if sent.get("hello"):
@@ -118,9 +118,14 @@ class Board:
     def _file(self, entries: list[Any], rater: str) -> Answer:
         """An act that can never be filed is acknowledged with the reason; one that could not be filed now comes again."""
         done, refused, notice = [], [], None
+        rated: dict[str, None] = {}
         for entry in entries:
             try:
-                self.session.rate(read_act(entry, rater, self.session.k))
+                act = read_act(entry, rater, self.session.k)
+                self.session.rate(act)
+                rated.pop(act.group, None)
+                if act.kind != "undo":
+                    rated[act.group] = None
             except LoopHILError as error:
                 refused.append(sentence(error))
             except Exception:
@@ -128,17 +133,25 @@ class Board:
                 notice = NOT_SAVED
                 continue
             done.append(uid(entry))
-        return {"ack": done, "refused": refused, "notice": notice}
+        return {"ack": done, "refused": refused, "notice": notice, "facts": self._facts(rated)}
+
+    def _facts(self, rated: Iterable[str]) -> Answer:
+        """What may be seen of groups once they are rated, and not when the same batch took the rating back. Nothing depends on it."""
+        try:
+            return {group: answers.facts(*self.session.revealed(group)) for group in rated}
+        except Exception:
+            log.exception("the facts of a rated group could not be read")
+            return {}
 
     def _undo(self, rater: str) -> Answer:
         group = self.session.undo(rater)
         return {"back": answers.board_group(group, self.session.images)} if group else {"notice": "There is nothing to undo."}
 
-    def _ahead(self, rater: str) -> Answer:
+    def _ahead(self, rater: str, tab: str, *, guest: bool) -> Answer:
         """The next groups, and a revision: of two answers that cross on their way, the browser believes the one read later."""
         with self._lock:
             self._revision = max(self._revision + 1, time.time_ns() // 1_000_000)
-            groups = self.session.upcoming(rater, AHEAD)
+            groups = self.session.on_show(AHEAD) if guest else self.session.upcoming(rater, AHEAD, page=tab)
             return {"rev": self._revision, "groups": [answers.board_group(group, self.session.images) for group in groups]}
 
     @answering

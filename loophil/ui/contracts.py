@@ -68,7 +68,7 @@ class Contracts:
         return answers.group_answer(group), [str(self.session.images / image.file) for image in group.images]
 
     def _demo_group(self, prompt: str) -> Group:
-        ready = self.session.upcoming(GUEST, 1)
+        ready = self.session.on_show(1)
         if prompt or not ready:
             raise InvalidInput("Without signing in you may try the groups that are ready, with an empty prompt; sign in to have something drawn.")
         return ready[0]

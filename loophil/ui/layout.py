@@ -45,7 +45,7 @@ def page(session: "Session", access: Access) -> gr.Blocks:
             gr.LoginButton(elem_classes="lh-account", size="sm")
         with gr.Tabs(elem_classes="lh-tabs"):
             with gr.Tab("Rate"):
-                rating = component("board", run=session.status().run, cards=cards(session.k))
+                rating = component("board", "keys", "zoom", run=session.status().run, k=str(session.k), cards=cards(session.k))
             with gr.Tab("Progress"):
                 progress = component("progress")
             with gr.Tab("Compare"):
@@ -69,12 +69,12 @@ def hub_sign_in() -> bool:
     return get_space() is not None and granted and all(find_spec(package) for package in ("authlib", "itsdangerous"))
 
 
-def component(name: str, **slots: str) -> gr.HTML:
-    """static/NAME.html with its {slots} filled from our own text, and static/NAME.js after what all share. Starts empty: the browser asks."""
+def component(name: str, *parts: str, **slots: str) -> gr.HTML:
+    """static/NAME.html with its {slots} filled from our own text, and static/NAME.js after what all share and its own parts. Starts empty."""
     template = (ASSETS / f"{name}.html").read_text("utf-8")
     for slot, content in slots.items():
         template = template.replace(f"[[{slot}]]", content)
-    script = (ASSETS / "common.js").read_text("utf-8") + (ASSETS / f"{name}.js").read_text("utf-8")
+    script = "".join((ASSETS / f"{part}.js").read_text("utf-8") for part in ("common", *parts, name))
     return gr.HTML({}, html_template=template, js_on_load=script, apply_default_css=False, elem_classes="lh")
 
 

@@ -4,10 +4,10 @@ const PREFIX = `loophil.${find('.lh-board').dataset.run}.`;
 const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120;  // ms for which a finished choice stays in view
 const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
-const KINDS = { KeyT: 'tie', KeyG: 'good', KeyB: 'bad', KeyS: 'skip' };
+const MODE_KEPT = 'loophil.stars';
 
-const storage = (use) => { try { return use(localStorage); } catch { return null; } };  // blocked in some frames: then nothing survives a reload
 const cards = findAll('.lh-card');
+const picks = findAll('.pick');
 
 let outbox = [];        // acts not yet acknowledged, oldest first
 let queue = [];         // groups to come, pictures loading
@@ -16,10 +16,15 @@ let history = [];       // groups rated on this page, for undo
 let seen = new Set();   // a guest's ratings are not stored, so the server offers the same groups again
 let order = [];         // position shown -> position in the group
 let best = null;        // position shown
-let stars = [];         // by position shown
+let stars = [];         // by position shown: 1 to 5, null = none on purpose, undefined = not yet
+let given = [];         // positions shown, in the order in which they got their stars
+let starMode = storage((s) => s.getItem(MODE_KEPT)) === 'on';  // digits are the stars of the picture whose turn it is
+let turn = 0;           // position shown
+let last = null;        // what was done last: the group's id, words and best picture in shown numbers, the order shown
 let shownAt = 0;
 let revision = -1;
 let rater = null;
+let tab = null;         // groups are leased to it; a reload keeps it
 let guest = false;
 let leaving = 0;        // timer of the flash
 let status = null;
@@ -36,6 +41,8 @@ function newId() {
 function recall() {
   rater = storage((s) => s.getItem('loophil.rater')) || newId();
   storage((s) => s.setItem('loophil.rater', rater));
+  tab = storage(() => sessionStorage.getItem('loophil.tab')) || newId();
+  storage(() => sessionStorage.setItem('loophil.tab', tab));
   storage((s) => {
     for (let i = 0; i < s.length; i += 1) {
       if (s.key(i).startsWith(`${PREFIX}act.`)) outbox.push(JSON.parse(s.getItem(s.key(i))));
@@ -58,7 +65,7 @@ function remember(group) {
 
 function send(more) {
   lastSent = performance.now();
-  trigger('sync', { rater, batch: outbox.slice(0, 50), ...more });
+  trigger('sync', { rater, tab, batch: outbox.slice(0, 50), ...more });
 }
 
 // --- what the server says ----------------------------------------------------------------------------------------------------------------
@@ -74,6 +81,7 @@ function absorb(value) {
   if (words) notice(words);
   if (value.prompts) offer(value.prompts);
   if (value.back) bringBack(value.back);
+  if (last && value.facts?.[last.gid]) reveal(value.facts[last.gid]);
   if (value.rev > revision) {
     revision = value.rev;
     const rated = new Map(outbox.map((act) => [act.gid, act.kind !== 'undo']));
@@ -85,8 +93,7 @@ function absorb(value) {
 }
 
 function loaded(group) {
-  const images = group.pictures.map((src, i) => picture(src, `candidate ${i + 1} of ${group.pictures.length}`));
-  return { ...group, images };
+  return { ...group, images: group.pictures.map((src) => picture(src, '')) };
 }
 
 function offer(prompts) {
@@ -104,15 +111,18 @@ function next() {
 
 function put() {
   clearMarks();
+  unzoom();
   element.querySelector('.lh-board').dataset.state = current ? 'rating' : 'waiting';
   order = cards.map((_, i) => i).slice(0, current ? current.images.length : cards.length);
   if (current) shuffle(order);
   cards.forEach((card, shown) => {
     card.hidden = current !== null && shown >= order.length;
     const frame = card.querySelector('.frame');
-    frame.classList.remove('lost');
-    frame.replaceChildren(...(current && !card.hidden ? [current.images[order[shown]]] : []));
-    card.querySelector('.pick').disabled = current === null;
+    const image = current && !card.hidden ? current.images[order[shown]] : null;
+    if (image) image.alt = `candidate ${shown + 1} of ${order.length}`;
+    frame.classList.toggle('lost', Boolean(image) && image.complete && image.naturalWidth === 0);
+    frame.replaceChildren(...(image ? [image] : []));
+    picks[shown].setAttribute('aria-disabled', String(current === null));  // not `disabled`, which would lose the focus between groups
   });
   say('.prompt', current ? current.prompt : '\u00a0');
   shownAt = performance.now();
@@ -129,13 +139,17 @@ function shuffle(list) {
 function clearMarks() {
   best = null;
   stars = [];
+  given = [];
   cards.forEach((card) => { mark(card, ''); light(card, 0); });
+  turnTo(0);
 }
 
 function mark(card, word) {
   card.dataset.mark = word;
   card.querySelector('.mark').textContent = word;
-  card.querySelector('.pick').setAttribute('aria-pressed', String(word !== ''));
+  const pick = card.querySelector('.pick');
+  pick.setAttribute('aria-pressed', String(word === 'best' || word === 'worst'));
+  pick.setAttribute('aria-label', [pick.getAttribute('aria-label').split(',')[0], word].filter(Boolean).join(', '));
 }
 
 function light(card, n) {
@@ -145,16 +159,17 @@ function light(card, n) {
 function choose(shown) {
   if (leaving) next();
   if (!current || shown >= order.length) return;
-  if (stars.length) clearMarks();
+  if (starMode) { turnTo(shown); tell(); return; }
+  if (given.length) clearMarks();
   if (best === null) {
     best = shown;
     mark(cards[shown], 'best');
     tell();
   } else if (best === shown) {
-    commit('best', { best: order[best], worst: null }, `best ${best + 1}`);
+    commitBest(null);
   } else {
     mark(cards[shown], 'worst');
-    commit('best', { best: order[best], worst: order[shown] }, `best ${best + 1}, worst ${shown + 1}`);
+    commitBest(shown);
   }
 }
 
@@ -162,24 +177,55 @@ function star(shown, n) {
   if (leaving) next();
   if (!current || shown >= order.length) return;
   if (best !== null) clearMarks();
+  give(shown, n);
+  const open = order.map((_, i) => (shown + 1 + i) % order.length).find((i) => stars[i] === undefined);
+  if (open === undefined) { commitStars(); return; }
+  turnTo(open);
+  tell();
+}
+
+// n stars, null for none on purpose, undefined to take them back.
+function give(shown, n) {
   stars[shown] = n;
-  light(cards[shown], n);
-  if (order.every((_, i) => stars[i])) commitStars(); else tell();
+  given = given.filter((i) => i !== shown);
+  if (n !== undefined) given.push(shown);
+  light(cards[shown], n || 0);
+  mark(cards[shown], n === null ? 'no stars' : '');
+}
+
+function digit(n) {
+  if (!starMode) { if (n) choose(n - 1); return; }
+  if (leaving) next();
+  if (n <= 5) star(turn, n || null);
+}
+
+function turnTo(shown) {
+  turn = shown;
+  if (starMode && document.activeElement !== picks[shown] && picks.includes(document.activeElement)) focusOn(picks, shown);
+}
+
+function commitBest(worst) {
+  const words = worst === null ? `best ${best + 1}` : `best ${best + 1}, worst ${worst + 1}`;
+  commit('best', { best: order[best], worst: worst === null ? null : order[worst] }, words, best);
 }
 
 function commitStars() {
   const inGroup = order.map(() => null);
   order.forEach((position, shown) => { inGroup[position] = stars[shown] || null; });
-  commit('stars', { stars: inGroup }, `${order.map((_, shown) => stars[shown] || '–').join(' ')} stars`);
+  const most = Math.max(...inGroup);
+  if (most === 0) { commit('skip', {}, 'skipped'); return; }
+  const favourites = order.map((_, shown) => shown).filter((shown) => stars[shown] === most);
+  const words = `${order.map((_, shown) => stars[shown] || '–').join(' ')} stars`;
+  commit('stars', { stars: inGroup }, words, favourites.length === 1 ? favourites[0] : null);
 }
 
 function enter() {
   if (leaving) next();
   if (!current) return;
-  if (stars.length) commitStars(); else if (best !== null) commit('best', { best: order[best], worst: null }, `best ${best + 1}`);
+  if (given.length) commitStars(); else if (best !== null) commitBest(null);
 }
 
-function commit(kind, what, words) {
+function commit(kind, what, words, favourite = null) {
   if (leaving) next();
   if (!current) return;
   const ms = Math.round(performance.now() - shownAt);
@@ -187,14 +233,30 @@ function commit(kind, what, words) {
   remember(group);
   seen.add(group.id);
   current = null;
-  say('.last', guest ? `Last: ${words} (demo, not stored)` : `Last: ${words}`);
+  last = { gid: group.id, words: `Last: ${words}`, order, favourite };
+  say('.last', guest ? `${last.words} (demo, not stored)` : last.words);
   post({ uid: newId(), gid: group.id, kind, ...what, order, ms, at: Date.now() });
   leaving = setTimeout(next, FLASH);
   tell();
 }
 
+// Only after the rating, when it can no longer sway anybody: version, seeds as they were shown, and where the reward models saw the best picture.
+function reveal(facts) {
+  const { words, favourite } = last;
+  const ranks = Object.entries(facts.scores).map(([reward, scores]) => [reward, rank(scores, favourite === null ? -1 : last.order[favourite])]);
+  const seeds = last.order.map((position) => facts.seeds[position]).join(' ');
+  say('.last', [words, `v${facts.version}`, `seeds ${seeds}`, ...ranks.filter(([, n]) => n).map(([reward, n]) => `${reward}: your best is its ${ordinal(n)}`)].join(' · '));
+  last = null;
+}
+
+function rank(scores, position) {
+  const own = scores[position] ?? null;
+  return own === null ? 0 : 1 + scores.filter((score) => score !== null && score > own).length;
+}
+
 function undo() {
-  if (best !== null || stars.length) { if (!leaving) { clearMarks(); tell(); return; } }
+  if (!leaving && given.length) { const shown = given[given.length - 1]; give(shown, undefined); turnTo(shown); tell(); return; }
+  if (!leaving && best !== null) { clearMarks(); tell(); return; }
   if (leaving) { clearTimeout(leaving); leaving = 0; }
   const group = history.pop();
   storage(() => sessionStorage.setItem(`${PREFIX}history`, JSON.stringify(history)));
@@ -210,18 +272,43 @@ function bringBack(group) {
   if (current?.id === group.id) return;
   queue = [...(current ? [current] : []), ...queue.filter((other) => other.id !== group.id)];
   current = loaded(group);
+  last = null;
   say('.last', 'Taken back');
   put();
 }
 
-const ACTS = { enter, undo, tie: () => commit('tie', {}, 'tie'), good: () => commit('good', {}, 'all good'), bad: () => commit('bad', {}, 'all bad'), skip: () => commit('skip', {}, 'skipped') };
+function switchStars() {
+  if (leaving) next();
+  starMode = !starMode;
+  storage((s) => s.setItem(MODE_KEPT, starMode ? 'on' : 'off'));
+  clearMarks();
+  tell();
+}
+
+const ACTS = {
+  enter,
+  undo,
+  tie: () => commit('tie', {}, 'tie'),
+  good: () => commit('good', {}, 'all good'),
+  bad: () => commit('bad', {}, 'all bad'),
+  skip: () => commit('skip', {}, 'skipped'),
+  stars: switchStars,
+  sheet: openSheet,
+};
 
 // --- words -------------------------------------------------------------------------------------------------------------------------------
 
 function tell() {
   say('.hint', hint());
-  say('.enter', stars.length ? 'Done' : 'Best only');
-  find('[data-act=enter]').classList.toggle('strong', !leaving && (best !== null || stars.length > 0));
+  say('.enter', starMode || given.length ? 'Done' : 'Best only');
+  find('[data-act=enter]').classList.toggle('strong', !leaving && (best !== null || given.length > 0));
+  find('[data-act=stars]').setAttribute('aria-pressed', String(starMode));
+  find('.lh-board').dataset.mode = starMode ? 'stars' : 'best';
+  cards.forEach((card, shown) => {
+    const its = starMode && current !== null && shown === turn;
+    card.toggleAttribute('data-turn', its);
+    picks[shown].setAttribute('aria-current', String(its));
+  });
   const unsent = guest ? 0 : outbox.length;
   say('.ahead', [unsent > 1 ? `${unsent} to send` : '', queue.length ? `${queue.length} more ready` : ''].filter(Boolean).join(' · '));
 }
@@ -229,9 +316,13 @@ function tell() {
 function hint() {
   if (leaving) return '\u00a0';
   if (!current) return waiting();
-  if (stars.length) return TOUCH ? 'Give the others stars too, or tap Done.' : 'Give the others stars too, or press Enter to keep only these.';
-  if (best !== null) return TOUCH ? 'And the worst? Tap it, or tap Best only.' : 'And the worst? Press its number, or Enter for best only.';
-  return TOUCH ? 'Which is the best? Tap it. Or give stars.' : `Which is the best? Press 1 to ${order.length}, or click. Or give stars.`;
+  const byKeys = keys.on && !TOUCH;
+  const [tap, Tap] = TOUCH ? ['tap', 'Tap'] : ['click', 'Click'];
+  if (starMode && byKeys) return `Picture ${turn + 1} of ${order.length}: press 1 to 5 for its stars, 0 for none.${given.length ? ' Backspace takes the last back.' : ''}`;
+  if (given.length) return byKeys ? 'Give the others stars too, or press Enter to keep only these.' : `Give the others stars too, or ${tap} Done.`;
+  if (starMode) return `Give each picture its stars, or some and ${tap} Done.`;
+  if (best !== null) return byKeys ? 'And the worst? Press its number, or Enter for best only.' : `And the worst? ${Tap} it, or ${tap} Best only.`;
+  return byKeys ? `Which is the best? Press 1 to ${order.length}, or click. Or give stars.` : `Which is the best? ${Tap} it. Or give stars.`;
 }
 
 function waiting() {
@@ -256,36 +347,21 @@ function answerWish(value) {
 
 // --- keys, mouse, clock ------------------------------------------------------------------------------------------------------------------
 
-function typing(target) {
-  if (!(target instanceof Element)) return false;
-  if (target.closest('[role=dialog], textarea, select, [contenteditable=""], [contenteditable=true]')) return true;
-  return target.matches('input:not([type=radio]):not([type=checkbox])');
-}
-
 function onKey(event) {
   if (!element.isConnected) { document.removeEventListener('keydown', onKey); return; }
+  if (sheet.open) { sheetKey(event); return; }
   if (!visible() || event.repeat || event.isComposing || event.altKey || typing(event.target)) return;
-  const letter = /^[a-z]$/i.test(event.key) ? `Key${event.key.toUpperCase()}` : event.code;
-  let act = null;
-  if (event.ctrlKey || event.metaKey) {
-    if (letter === 'KeyZ' && !event.shiftKey) act = undo;
-  } else if (/^(Digit|Numpad)[1-9]$/.test(event.code) && !event.shiftKey) {
-    act = () => choose(Number(event.code.slice(-1)) - 1);
-  } else if (event.key === 'Enter') {
-    if (!event.target.closest?.('button:not([role=tab]), a, summary')) act = enter;
-  } else if (letter === 'KeyU' || event.key === 'Backspace') {
-    act = undo;
-  } else if (KINDS[letter]) {
-    act = ACTS[KINDS[letter]];
-  }
+  const act = zoomed === null ? actOf(event) : zoomActOf(event);
   if (act) { event.preventDefault(); act(); }
 }
 
 document.addEventListener('keydown', onKey);
 element.addEventListener('mousedown', (event) => { if (event.target.closest('.lh-cards, .lh-actions')) event.preventDefault(); });  // Enter stays ours after a click
 cards.forEach((card, shown) => {
-  card.querySelector('.pick').addEventListener('click', () => choose(shown));
-  card.querySelectorAll('.stars button').forEach((button, i) => button.addEventListener('click', () => star(shown, i + 1)));
+  picks[shown].addEventListener('click', () => choose(shown));
+  picks[shown].addEventListener('focus', () => { if (starMode && turn !== shown && shown < order.length) { turn = shown; tell(); } });
+  picks[shown].tabIndex = shown ? -1 : 0;
+  card.querySelectorAll('.stars button').forEach((button, i) => { button.tabIndex = i ? -1 : 0; button.addEventListener('click', () => star(shown, i + 1)); });
 });
 findAll('[data-act]').forEach((button) => button.addEventListener('click', () => ACTS[button.dataset.act]()));
 find('.unfocused button').addEventListener('click', () => { window.focus(); look(); });

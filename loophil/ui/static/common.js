@@ -10,6 +10,7 @@ const make = (tag, className, text) => {
   return node;
 };
 const visible = () => element.isConnected && element.offsetParent !== null;
+const storage = (use) => { try { return use(localStorage); } catch { return null; } };  // blocked in some frames: then nothing survives a reload
 
 function age(seconds) {
   const s = Math.max(0, Math.round(seconds));
@@ -18,6 +19,8 @@ function age(seconds) {
   if (s < 129600) return `${Math.round(s / 3600)} h ago`;
   return `${Math.round(s / 86400)} days ago`;
 }
+
+const ordinal = (n) => n + { one: 'st', two: 'nd', few: 'rd', other: 'th' }[new Intl.PluralRules('en', { type: 'ordinal' }).select(n)];
 
 const count = (n, one, many) => `${n} ${n === 1 ? one : many || `${one}s`}`;
 
