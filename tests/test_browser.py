@@ -21,7 +21,7 @@ from tests.fake_session import FakeSession
 from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 8_000  # milliseconds; the machine may be busy
+PATIENCE = 60_000  # milliseconds; the machine may be busy
 NASTY = ["${alert(1)}", "{{value}}", "<img src=x onerror=document.body.classList.add('owned')>", "C:\\users \\x3cb>", "emoji 🎯", "long " * 199]
 FIRST_PIXEL = """image => {
     const pen = document.createElement('canvas').getContext('2d');
@@ -383,7 +383,7 @@ def test_the_sheet_lists_the_keys_and_gives_the_focus_back(desk: tuple[FakeSessi
     press(page, "?")
     expect(sheet).to_be_visible()
     assert sheet.locator("[data-bind]").all_inner_texts() == ["T", "G", "B", "S", "U", "M", "Z", "?"]
-    sheet.get_by_text("This list").click()
+    page.evaluate("document.activeElement.blur()")
     press(page, "1", "2", "g", "Escape")
     expect(sheet).to_be_hidden()
     button = page.get_by_role("button", name="Keys ?")

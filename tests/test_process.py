@@ -11,7 +11,7 @@ def test_threads_rest_and_memory_is_kept_but_what_was_said_before_stays(monkeypa
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "7")
     asked: list[tuple[int, int]] = []
 
     class Libc:
@@ -23,7 +23,7 @@ def test_threads_rest_and_memory_is_kept_but_what_was_said_before_stays(monkeypa
     monkeypatch.setattr("loophil.process.platform.libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr("loophil.process.ctypes.CDLL", lambda name: Libc)
     prepare_process()
-    assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT | {"GOMP_SPINCOUNT": "7"}  # what was said before stays
+    assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT | {"OMP_WAIT_POLICY": "7"}  # what was said before stays
     assert dict(asked) == {-3: 2**30, -1: 2**31 - 1, -8: 1}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
     asked.clear()
     monkeypatch.setattr("loophil.process.platform.libc_ver", lambda: ("", ""))
