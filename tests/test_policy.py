@@ -94,7 +94,7 @@ def test_a_folder_loads_to_the_same_model_in_float32(folder: Path, policy: Polic
         warnings.simplefilter("error", FutureWarning)  # how diffusers says that an argument is on its way out
         pipeline: Any = load_pipeline(str(folder), None, CPU)
     assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
-    assert torch.equal(predicted(Policy(pipeline, LORA), BASE), predicted(policy, BASE))
+    torch.testing.assert_close(predicted(Policy(pipeline, LORA), BASE), predicted(policy, BASE))  # another memory layout: the last bits differ
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "no-such-organisation/no-such-model"])
