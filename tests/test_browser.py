@@ -395,6 +395,9 @@ def test_the_sheet_lists_the_keys_and_gives_the_focus_back(desk: tuple[FakeSessi
     expect(button).to_be_focused()
     assert mode_and_marks(page) == ["false", 0]
     assert session.acts == []
+    button.blur()
+    press(page, "?", "Tab", "Escape", "2")
+    assert mode_and_marks(page) == ["false", 1]
 
 
 def test_single_keys_can_be_switched_off(desk: tuple[FakeSession, Page]) -> None:

@@ -51,7 +51,7 @@ const actionOf = (key) => Object.keys(ACTIONS).find((name) => keys.map[name] ===
 
 function typing(target) {
   if (!(target instanceof Element)) return false;
-  if (target.closest('dialog, [role=dialog], textarea, select, [contenteditable=""], [contenteditable=true]')) return true;
+  if (target.closest('dialog[open], [role=dialog], textarea, select, [contenteditable=""], [contenteditable=true]')) return true;
   return target.matches('input:not([type=radio]):not([type=checkbox])');
 }
 
@@ -121,5 +121,5 @@ find('.single').addEventListener('change', (event) => { keys.on = event.target.c
 find('.reset').addEventListener('click', () => { keys.map = { ...DEFAULT_MAP }; keepKeys(); say('.bound', 'All keys are as they were at first.'); });
 find('.lh-sheet .close').addEventListener('click', () => sheet.close());
 sheet.addEventListener('click', (event) => { if (event.target === sheet) sheet.close(); });  // beside it
-sheet.addEventListener('close', () => bind(null));
+sheet.addEventListener('close', () => { bind(null); if (sheet.contains(document.activeElement)) document.activeElement.blur(); });
 printKeys();
