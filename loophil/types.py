@@ -118,6 +118,58 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One line of the history: the act of a rater on a group that counts now, raw and with its stars.
+
+    `act_id` is its row number; taught: versions that learned from it, oldest first, damaged ones left out.
+    """
+
+    group: Group
+    act: Act
+    created: float
+    act_id: int
+    taught: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A blind comparison of one prompt and seed drawn by two versions: `version` is the tuned side, `against` the other, 0 = base.
+
+    `choice`: "tuned", "base" (the side of `against`) or "tie"; `left_is_tuned`: whether the tuned side was shown on the left.
+    """
+
+    prompt: str
+    seed: int
+    version: int
+    against: int
+    rater: str
+    choice: str
+    left_is_tuned: bool
+    milliseconds: int | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a version did in its blind comparisons with the base: so many answers for each side, and ties."""
+
+    version: int
+    tuned: int
+    base: int
+    tie: int
+
+    @property
+    def n(self) -> int:
+        """How many comparisons."""
+        return self.tuned + self.base + self.tie
+
+    @property
+    def share(self) -> float | None:
+        """The part that the tuned side won, 0..1, a tie counting half; None without comparisons."""
+        return (self.tuned + self.tie / 2) / self.n if self.n else None
+
+
+@dataclass(frozen=True)
 class SourceValues:
     """What one source (a rater or a reward model) says about one group's k images; NaN = nothing.
 

@@ -831,7 +831,7 @@ def test_version_counts_the_rated_images_behind_it_once(store: Store) -> None:
     assert [version.number for version in store.versions()] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("number", [2, -1, "1", True, 1.0, None])
+@pytest.mark.parametrize("number", [2, -1, 2**63, "1", True, 1.0, None])
 def test_unknown_version_is_named(untouched: tuple[Store, Group], number: Any) -> None:
     store, _ = untouched
     for ask in (store.version, store.version_path):

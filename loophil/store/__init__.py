@@ -13,12 +13,14 @@ what happened is never changed, only followed by something newer, and what holds
 
     run.py          open_run and Store, the one class with everything: opening, repair, counters, notes
     groups.py       drawn images        ratings.py   what people did     lessons.py   scores, and all that can teach
-    versions.py     updates, versions   schema.py    tables and views    connection.py, files.py   what durable means
+    versions.py     updates, versions   records.py   history, blind pairs, names, deletion   ratings_file.py   CSV and JSONL
+    schema.py       tables and views    connection.py, files.py   what durable means
 """
 
 from loophil.store.lessons import Taught
 from loophil.store.ratings import ActRecord
+from loophil.store.ratings_file import to_csv, to_jsonl
 from loophil.store.run import Counts, Store, list_runs, open_run
 from loophil.store.versions import Update
 
-__all__ = ["ActRecord", "Counts", "Store", "Taught", "Update", "list_runs", "open_run"]
+__all__ = ["ActRecord", "Counts", "Store", "Taught", "Update", "list_runs", "open_run", "to_csv", "to_jsonl"]

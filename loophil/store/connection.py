@@ -23,7 +23,8 @@ from loophil import __version__
 from loophil.errors import RunError
 from loophil.store.schema import MIGRATIONS, SCHEMA
 
-# Set and read back at every opening. synchronous 2 = FULL, temp_store 2 = memory, busy_timeout in milliseconds.
+# Set and read back at every opening. synchronous 2 = FULL, temp_store 2 = memory, busy_timeout in milliseconds; secure_delete
+# 1 = what is deleted is overwritten with zeros.
 PRAGMAS: dict[str, str | int] = {
     "journal_mode": "wal",
     "synchronous": 2,
@@ -33,6 +34,7 @@ PRAGMAS: dict[str, str | int] = {
     "trusted_schema": 0,
     "mmap_size": 0,
     "temp_store": 2,
+    "secure_delete": 1,
     "wal_autocheckpoint": 1000,
 }
 REMEDY = "restore run.sqlite from a copy, or start another run with --run NAME"

@@ -63,6 +63,7 @@ class Ratings(Groups):
     def _insert_act(self, act: Act, policy_version: int) -> int:
         number = self._insert(
             "acts",
+            id=self._next_act(),
             group_id=act.group,
             rater=act.rater,
             kind=act.kind,
@@ -80,6 +81,11 @@ class Ratings(Groups):
             if stars is not None:
                 self._insert("ratings", act_id=number, position=position, stars=stars)
         return number
+
+    def _next_act(self) -> int:
+        """Numbers only grow: those of deleted acts are never given again, or what these had taught would count for a new one."""
+        sql = "SELECT max(coalesce((SELECT max(id) FROM acts), 0), coalesce((SELECT max(last_act) FROM forgotten), 0)) + 1"
+        return int(self._value(sql))
 
     def _answered(self, act: Act) -> Receipt | None:
         filed = self._acts("SELECT * FROM act_images WHERE key = ? ORDER BY position", act.key) if act.key else []
@@ -128,14 +134,14 @@ def check_act(act: Act, k: int) -> Act:
         raise InvalidInput(f"Image {reprlib.repr(act.best)} cannot be both the best and the worst: choose another for one of them.")
     return Act(
         group=act.group,
-        rater=_text(act.rater, "rater", 1),
+        rater=check_text(act.rater, "rater", 1),
         stars=_stars(act, k),
         kind=act.kind,
-        best=_number(act.best, "best", k),
-        worst=_number(act.worst, "worst", k),
+        best=check_number(act.best, "best", k),
+        worst=check_number(act.worst, "worst", k),
         order=_order(act.order, k),
-        milliseconds=_number(act.milliseconds, "milliseconds", 2**53),
-        key=_text(act.key, "key", 0),
+        milliseconds=check_number(act.milliseconds, "milliseconds", 2**53),
+        key=check_text(act.key, "key", 0),
     )
 
 
@@ -157,7 +163,8 @@ def _star(value: Any) -> float | None:
     return float(value)
 
 
-def _number(value: Any, what: str, end: int) -> int | None:
+def check_number(value: Any, what: str, end: int) -> int | None:
+    """A whole number below `end`, or None; InvalidInput for anything else."""
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < end:
@@ -172,7 +179,8 @@ def _order(value: Sequence[int], k: int) -> tuple[int, ...]:
     return order
 
 
-def _text(value: Any, what: str, shortest: int) -> str:
+def check_text(value: Any, what: str, shortest: int) -> str:
+    """At most MAX_TEXT printable characters, or InvalidInput."""
     if not isinstance(value, str) or not shortest <= len(value) <= MAX_TEXT or not value.isprintable():
         raise InvalidInput(f"The {what} {reprlib.repr(value)} is not possible: send {shortest} to {MAX_TEXT} printable characters.")
     return value

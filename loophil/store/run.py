@@ -18,8 +18,7 @@ from loophil.config import RUN_NAME
 from loophil.errors import RunError
 from loophil.store.connection import to_json
 from loophil.store.files import replace_file
-from loophil.store.lessons import Lessons
-from loophil.store.versions import Versions
+from loophil.store.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def _last_opened(runs: Path) -> str | None:
     return name if name in list_runs(runs) else None
 
 
-class Store(Lessons, Versions):
+class Store(Records):
     """One open run; made by `open_run`. Any thread may call anything.
 
     What a method writes is durable when it returns. RunError says that nothing was saved: disk full, database held by

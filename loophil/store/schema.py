@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 # The newest schema that this code knows; each migration sets user_version to its own number.
-SCHEMA = 1
+SCHEMA = 2
 MIGRATIONS = Migrations("loophil")
 
 TABLES = (
@@ -139,14 +139,57 @@ VIEWS = (
             AND EXISTS (SELECT 1 FROM scores s WHERE s.group_id = g.id AND s.value IS NOT NULL))""",
 )
 
+# What schema 2 added: what the tabs beside the board keep.
+TABLES_2 = (
+    # A blind comparison: `version` is the tuned side, `against` mostly the base.
+    """CREATE TABLE pairs (
+        id INTEGER PRIMARY KEY,
+        prompt TEXT NOT NULL CHECK (prompt <> ''),
+        seed INTEGER NOT NULL CHECK (seed BETWEEN 0 AND 9007199254740991),
+        version INTEGER NOT NULL REFERENCES versions (number) CHECK (version > 0),
+        against INTEGER NOT NULL REFERENCES versions (number) CHECK (against <> version),
+        rater TEXT NOT NULL CHECK (rater <> ''),
+        choice TEXT NOT NULL CHECK (choice IN ('tuned', 'base', 'tie')),
+        left_is_tuned INTEGER NOT NULL CHECK (left_is_tuned IN (0, 1)),
+        milliseconds INTEGER CHECK (milliseconds >= 0),
+        key TEXT UNIQUE CHECK (key <> ''),
+        created REAL NOT NULL CHECK (created >= 0)
+    ) STRICT""",
+    # The newest name of a version counts; an empty one takes the name away.
+    """CREATE TABLE names (
+        id INTEGER PRIMARY KEY,
+        version INTEGER NOT NULL REFERENCES versions (number),
+        name TEXT NOT NULL CHECK (length(name) <= 80),
+        created REAL NOT NULL CHECK (created >= 0)
+    ) STRICT""",
+    "CREATE INDEX names_of_version ON names (version, id)",
+    # Once for each time that a person's ratings were deleted: the newest act there was. Whose they were is not kept.
+    """CREATE TABLE forgotten (
+        id INTEGER PRIMARY KEY, last_act INTEGER NOT NULL CHECK (last_act > 0), created REAL NOT NULL CHECK (created >= 0)
+    ) STRICT""",
+)
+ONLY_GROW_2 = ("pairs", "names", "forgotten")
+
 
 @MIGRATIONS(name="001_first")
 def _first(db: Database) -> None:
     for statement in TABLES:
         db.execute(statement)
-    for table in ONLY_GROW:
-        for verb in ("UPDATE", "DELETE"):
-            db.execute(f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, '{table} only grows'); END")
+    _only_grow(db, ONLY_GROW)
     for statement in VIEWS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 1")
+
+
+@MIGRATIONS(name="002_records")
+def _records(db: Database) -> None:
+    for statement in TABLES_2:
+        db.execute(statement)
+    _only_grow(db, ONLY_GROW_2)
+    db.execute("PRAGMA user_version = 2")
+
+
+def _only_grow(db: Database, tables: tuple[str, ...]) -> None:
+    for table in tables:
+        for verb in ("UPDATE", "DELETE"):
+            db.execute(f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, '{table} only grows'); END")

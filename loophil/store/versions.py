@@ -80,8 +80,7 @@ class Versions(Connection):
             sha256 = publish_folder(self._folder(number), write)
             with self._write():
                 self._insert("versions", number=number, parent=parent, kind=kind, created=time.time(), sha256=sha256)
-                for act, objective in set(uses):
-                    self._insert("uses", act_id=act, version=number, objective=objective)
+                self._insert_uses(number, set(uses))
                 for group_id in set(groups_learned):
                     self._insert("learned", group_id=group_id, version=number)
                 self._db.execute("UPDATE versions SET ratings = ? WHERE number = ?", (self._images_behind(number), number))
@@ -97,7 +96,8 @@ class Versions(Connection):
 
     def version(self, number: int) -> Version:
         """UnknownVersion if there is none, or its files are damaged."""
-        found = self._versions("SELECT * FROM versions WHERE NOT broken AND number = ?", number) if type(number) is int else []
+        possible = type(number) is int and 0 <= number < 2**63
+        found = self._versions("SELECT * FROM versions WHERE NOT broken AND number = ?", number) if possible else []
         if not found:
             newest = self.current_version().number
             raise UnknownVersion(f"There is no version {reprlib.repr(number)} in the run '{self.name}': choose one from 0 to {newest}.")
@@ -119,6 +119,15 @@ class Versions(Connection):
             for pattern in TRAINING_STATE:
                 for file in self._folder(version.number).glob(pattern):
                     file.unlink()
+
+    def _insert_uses(self, version: int, uses: set[tuple[int, str]]) -> None:
+        """Acts that their rater had deleted while the version learned from them are left out."""
+        sql = """SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM acts)
+            AND value <= (SELECT max(last_act) FROM forgotten)"""
+        forgotten = {row["value"] for row in self._rows(sql, json.dumps([act for act, _ in uses]))}
+        for act, objective in uses:
+            if act not in forgotten:
+                self._insert("uses", act_id=act, version=version, objective=objective)
 
     def _commit_update(self, update: int, version: int, stats: Mapping[str, Any]) -> None:
         sql = "UPDATE updates SET status = 'committed', version = ?, finished = ?, stats = ? WHERE id = ? AND status = 'running'"
