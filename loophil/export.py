@@ -31,6 +31,7 @@ from safetensors.torch import save
 
 from loophil.config import RUN_NAME
 from loophil.errors import InvalidInput
+from loophil.types import HUMAN
 
 STAGING = ".loophil-export"
 LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
@@ -313,7 +314,7 @@ def _facts(adapter: Adapter) -> dict[str, str]:
         "licence": _plain(adapter.licence),
     }
     if adapter.rewards:  # raters of one group share the human weight, so their entries are one
-        mix = {"human" if source.startswith("human:") else _public(source): weight for source, weight in adapter.rewards.items()}
+        mix = {"human" if source.startswith(HUMAN) else _public(source): weight for source, weight in adapter.rewards.items()}
         facts["reward mix"] = ", ".join(f"{_plain(source)} {weight:g}" for source, weight in mix.items())
     if adapter.win_rate is not None:
         share, low, high = adapter.win_rate

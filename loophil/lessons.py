@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from loophil.advantages import Moments, leave_one_out, minus_mean, standardize
 from loophil.config import Learn
-from loophil.mixing import HUMAN, mix, pooled_std
+from loophil.mixing import mix, pooled_std
 from loophil.store import Taught
-from loophil.types import Lesson, SourceValues
+from loophil.types import HUMAN, Lesson, SourceValues
 
 HUMAN_SCALE = 1.0  # one star
 

@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from loophil.advantages import leave_one_out
 from loophil.errors import ConfigError
-from loophil.types import SourceValues
+from loophil.types import HUMAN, SourceValues
 
-HUMAN = "human:"
 PRIOR_GROUPS = 2
 
 

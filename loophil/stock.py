@@ -18,6 +18,7 @@ from loophil.types import Group
 
 AT_HAND = 2  # first groups of an offer, which a page shows or is about to show
 LEASE_SECONDS = 30.0  # a page asks at least every 15 s
+MOST_AHEAD = 16  # however many pages say that they are open: their names are chosen by whoever asks
 
 
 def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: float, pages: int = 1) -> int:
@@ -27,7 +28,7 @@ def prefetch_target(prefetch: int, seconds_of_work: float, seconds_per_rating: f
     open, and one more, even if `prefetch` is less: a page that has nothing waits for a whole drawing.
     """
     enough = max(1, min(prefetch, 1 + math.ceil(seconds_of_work / max(0.1, seconds_per_rating))))
-    return enough if pages < 2 else max(enough, pages + 1)
+    return enough if pages < 2 else max(enough, min(pages + 1, MOST_AHEAD))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Stock:
         return stale
 
     def _for(self, rater: str, page: str) -> list[Offer]:
-        """What this page may have, in order; what it holds already stays before what nobody holds."""
+        """What this page ("" = none) may have, in order; what it holds already stays before what nobody holds."""
         mine = [o for o in self._offers.values() if o.rater in ("", rater) and self._leases.get(o.group.id, page) == page]
         return sorted(mine, key=lambda offer: (not offer.wanted, offer.group.id not in self._leases))
 

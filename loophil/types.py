@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RATINGS_MIN, RATINGS_MAX = 1.0, 5.0
+HUMAN = "human:"  # before a rater's name, where sources are named
 MAX_PROMPT = 1000
 MAX_SEED = 2**53
 

@@ -573,6 +573,28 @@ def test_ratings_made_offline_arrive_after_a_reload(desk: tuple[FakeSession, Pag
     page.wait_for_function("Object.keys(localStorage).every(key => !key.includes('.act.'))")
 
 
+@pytest.mark.parametrize("history", ["{", "7", '[null, 1, {"id": "x"}]'])
+def test_garbage_kept_in_the_browser_costs_only_itself(desk: tuple[FakeSession, Page], history: str) -> None:
+    session, page = desk
+    prefix = page.evaluate(
+        """history => {
+            const prefix = `loophil.${document.querySelector('.lh-board').dataset.run}.`;
+            sessionStorage.setItem(`${prefix}history`, history);
+            for (const [i, text] of ['{"uid":', 'null', '"text"'].entries()) localStorage.setItem(`${prefix}act.a${i}`, text);
+            return prefix;
+        }""",
+        history,
+    )
+    group = group_shown(page)
+    act = {"uid": "kept", "gid": group, "kind": "tie", "order": [0, 1, 2, 3], "ms": 5, "at": 1}
+    page.evaluate("([prefix, act]) => localStorage.setItem(`${prefix}act.kept`, JSON.stringify(act))", [prefix, act])
+    page.reload()
+    wait_for_acts(session, page, 1)
+    assert (session.acts[0].group, session.acts[0].kind) == (group, "tie")
+    skip(page)
+    wait_for_acts(session, page, 2)
+
+
 def test_a_server_that_cannot_write_gets_the_rating_again(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
     session.fault = OSError("disk full")

@@ -98,7 +98,7 @@ def test_who_only_looks_keeps_nothing_from_others() -> None:
 
 def test_more_pages_want_more_ahead() -> None:
     """One for each page and one more, also where `prefetch` says less; a single page gets what its pace asks for."""
-    assert [prefetch_target(2, 5.0, 10.0, pages) for pages in (0, 1, 2, 5)] == [2, 2, 3, 6]
+    assert [prefetch_target(2, 5.0, 10.0, pages) for pages in (0, 1, 2, 5, 15, 4000)] == [2, 2, 3, 6, 16, 16]
 
 
 def test_what_was_asked_for_comes_first() -> None:

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
-from loophil import mixing
 from loophil.errors import InvalidInput, KeyConflict, RunError, UnknownVersion
-from loophil.store import Store, files, records, schema, to_csv, to_jsonl
+from loophil.store import Store, files, schema, to_csv, to_jsonl
 from loophil.store.ratings_file import COLUMNS
 from loophil.types import Act, Entry, Group, Pair, Tally
 from tests.test_store import NAN, UNKNOWN, adapter, current, die, draw, killed_child, needs_fork, publish, reopen, sql, stars, undo
@@ -627,7 +626,6 @@ def test_deleted_is_overwritten_from_the_first_moment(store: Store) -> None:
 
 
 def test_shares_of_two_forgotten_raters_are_one(store: Store) -> None:
-    assert records.HUMAN == mixing.HUMAN
     update = store.begin_update(0)
     publish(store, 3, update=update, stats={"shares": {"human:ann": 0.25, "human:bob": 0.5, "jpeg": 0.25}, "kept": 1.0})
     for rater in ("ann", "bob"):

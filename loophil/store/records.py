@@ -21,12 +21,12 @@ from loophil.store.lessons import Lessons
 from loophil.store.ratings import ACT_KINDS, check_number, check_text
 from loophil.store.ratings_file import COLUMNS
 from loophil.store.versions import Versions
-from loophil.types import MAX_PROMPT, MAX_SEED, Entry, Pair, Tally
+from loophil.types import HUMAN, MAX_PROMPT, MAX_SEED, Entry, Pair, Tally
 
 CHOICES = ("tuned", "base", "tie")
 MAX_NAME = 80
 # A rater as a source in the shares of an update, and whose share it is once the ratings are deleted: see SourceValues.
-HUMAN, DELETED = "human:", "(deleted)"
+DELETED = "(deleted)"
 
 
 class Records(Lessons, Versions):

@@ -45,11 +45,13 @@ function recall() {
   storage(() => sessionStorage.setItem('loophil.tab', tab));
   storage((s) => {
     for (let i = 0; i < s.length; i += 1) {
-      if (s.key(i).startsWith(`${PREFIX}act.`)) outbox.push(JSON.parse(s.getItem(s.key(i))));
+      const act = s.key(i).startsWith(`${PREFIX}act.`) && parsed(s.getItem(s.key(i)));
+      if (act?.uid) outbox.push(act);
     }
   });
   outbox.sort((a, b) => a.at - b.at);
-  history = JSON.parse(storage((s) => sessionStorage.getItem(`${PREFIX}history`)) || '[]');
+  const kept = parsed(storage(() => sessionStorage.getItem(`${PREFIX}history`)));
+  history = Array.isArray(kept) ? kept.filter((group) => Array.isArray(group?.pictures)) : [];
 }
 
 function post(act) {

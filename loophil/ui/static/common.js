@@ -10,6 +10,11 @@ const make = (tag, className, text) => {
   return node;
 };
 const visible = () => element.isConnected && element.offsetParent !== null;
+// What a text of JSON holds, null where it is none: what is kept in the browser may be anybody's.
+function parsed(text) {
+  try { return JSON.parse(text); } catch { return null; }
+}
+
 const storage = (use) => { try { return use(localStorage); } catch { return null; } };  // blocked in some frames: then nothing survives a reload
 
 function age(seconds) {

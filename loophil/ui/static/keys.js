@@ -13,8 +13,7 @@ let binding = null;  // the button of the action that waits for its new key
 
 // What was kept, as far as it makes sense: with one key that is none, or that two actions claim, the whole map is the default.
 function readKeys(text) {
-  let kept = null;
-  try { kept = JSON.parse(text); } catch { kept = null; }
+  const kept = parsed(text);
   const map = Object.fromEntries(Object.keys(ACTIONS).map((name) => [name, kept?.map?.[name] ?? DEFAULT_MAP[name]]));
   const used = Object.values(map);
   const sound = used.every(bindable) && new Set(used).size === used.length;
