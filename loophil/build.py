@@ -34,10 +34,11 @@ def build(settings: Settings) -> Session:
     store = open_run(
         settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
     )
-    source = PromptSource(held_out(prompts)[0], seed=settings.seed, position=int(store.noted("prompts.position", 0)))
+    trained, measured = held_out(prompts)
+    source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
     loop = Loop(store, settings, source, lambda: load_engine(settings), scales)
     loop.start()
-    return Session(loop, lambda engine, format: export_adapter(engine, format, store, settings, source.prompts))
+    return Session(loop, lambda engine, format: export_adapter(engine, format, store, settings, source.prompts), blind_prompts=measured)
 
 
 def reward_scales(settings: Settings) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
     Engine     what needs the device: policy, sampler, trainer, rewards
     Studio     prompts -> groups and pictures in the store
+    Strip      the same prompts by every version
     Learner    ratings and scores in the store -> updates -> versions in the store
 
 When each is done, and for whom, is decided in loop.py. Everything here runs in the worker's thread.
@@ -25,7 +26,7 @@ from loophil.errors import RunError
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
 from loophil.store import Store
-from loophil.types import DrawSettings, Group, Lesson, Trajectory, UpdateStats, Version
+from loophil.types import DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 REPLAYED_GROUPS = 256
 RECENT_GROUPS = 64
 TRIES = 2  # of a rating whose update fails, each time with something new beside it
-STRIP_SEED = 7
+STRIP_SEED, STRIP_PROMPTS = 7, 4
+STRIP_SECONDS = 30.0  # so long a version's first picture waits for a quiet moment
+STRIP_BACK = 8  # versions whose pictures are still drawn when newer ones have come
 ADAPTER = "adapter.safetensors"
 CLOSED = "The program was closed during this update."
 NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
@@ -96,20 +99,63 @@ class Studio:
             self.store.add_scores(group.id, reward, values, reason)
         return {reward: reason for reward, (_, reason) in scores.items()}
 
-    def picture(self, engine: Engine, prompt: str, seed: int, who: str) -> Image.Image:
-        """One picture by "base" or "published", not kept."""
-        return engine.sampler.pictures(prompt, DrawSettings.of(self.settings.draw), (seed,), who=who)[0]
+    def picture(self, engine: Engine, prompt: str, seed: int, look: Look) -> Image.Image:
+        """One picture by any version, at any LoRA strength, not kept."""
+        draw = DrawSettings.of(self.settings.draw)
+        if look.version == 0 or look.strength == 0:
+            return engine.sampler.pictures(prompt, draw, (seed,), who="base")[0]
+        if look.version == engine.policy.version and look.strength == 1:
+            return engine.sampler.pictures(prompt, draw, (seed,), who="published")[0]
+        weights = engine.policy.read(self.store.version_path(look.version) / ADAPTER)
+        with engine.policy.wearing(weights, look.strength):
+            return engine.sampler.pictures(prompt, draw, (seed,), who="published")[0]
 
-    def draw_strip(self, engine: Engine, version: int) -> None:
-        """The run's first prompt at one seed, by the version that draws now; 0 is the base."""
-        picture = self.picture(engine, expand(self.prompts.prompts[0], seed=STRIP_SEED), STRIP_SEED, "published" if version else "base")
-        staging = self.store.images / f"strip-{version}.tmp"
+
+class Strip:
+    """The same few prompts at one seed, drawn by each version in a quiet moment: what the ratings have done, for the eye.
+
+    The first prompt comes before the others, the newest version before older ones. `prompts`: what is drawn, wildcards filled in.
+    """
+
+    def __init__(self, studio: Studio, clock: Callable[[], float]) -> None:
+        self.prompts = [expand(prompt, seed=STRIP_SEED) for prompt in studio.prompts.prompts[:STRIP_PROMPTS]]
+        self._studio, self._clock = studio, clock
+        self._due: dict[tuple[int, int], float] = {}  # (version, prompt's number) -> since when
+
+    def want(self, version: int) -> None:
+        """A version's pictures are due, save for those that are there; of the versions before, only the newest still get theirs."""
+        drawn = self.pictures().get(version, {})
+        due = {(version, which): self._clock() for which in range(len(self.prompts)) if which not in drawn}
+        self._due = due | {key: since for key, since in self._due.items() if key[0] == 0 or key[0] > version - STRIP_BACK}
+
+    @property
+    def due(self) -> bool:
+        """Whether something is to be drawn."""
+        return bool(self._due)
+
+    @property
+    def late(self) -> bool:
+        """Whether no picture was drawn for so long, with a first prompt due, that this no longer waits for a quiet moment."""
+        return any(which == 0 and self._clock() - since > STRIP_SECONDS for (_, which), since in self._due.items())
+
+    def draw(self, engine: Engine) -> None:
+        """The next picture."""
+        version, which = min(self._due, key=lambda due: (due[1], -due[0]))
+        del self._due[version, which]
+        self._due = dict.fromkeys(self._due, self._clock())  # who is busy waits for one picture at a time
+        picture = self._studio.picture(engine, self.prompts[which], STRIP_SEED, Look(version))
+        staging = self._studio.store.images / f"strip-{version}-{which}.tmp"
         staging.write_bytes(_png(picture))
         staging.replace(staging.with_suffix(".png"))
 
-    def strip(self) -> list[tuple[int, str]]:
-        """[(version, picture file)], oldest version first."""
-        return sorted((int(path.stem.split("-")[1]), path.name) for path in self.store.images.glob("strip-*.png"))
+    def pictures(self) -> dict[int, dict[int, str]]:
+        """{version: {prompt's number: picture file}}, oldest version first."""
+        drawn: dict[int, dict[int, str]] = {}
+        files = self._studio.store.images.glob("strip-*-*.png")
+        for file in sorted(files, key=lambda path: [int(number) for number in path.stem.split("-")[1:]]):
+            version, which = (int(number) for number in file.stem.split("-")[1:])
+            drawn.setdefault(version, {})[which] = file.name
+        return drawn
 
 
 class Learner:

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -21,17 +21,16 @@ from PIL import Image
 
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput, LearningError
-from loophil.jobs import Engine, Learner, Studio
+from loophil.jobs import Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
-from loophil.types import Group, Status, UpdateStats, Version
+from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.worker import Job, Stopped, Worker, stop
 
 __all__ = ["Engine", "Loop", "Situation", "decide"]
 
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
-STRIP_SECONDS = 30.0  # so long the strip waits for a quiet moment
 REST_SECONDS = 10.0  # before drawing or loading is tried again
 MAX_WISHES = 20
 LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"
@@ -101,6 +100,7 @@ class Loop:
     ) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
         self.stock, self.studio, self.learner = Stock(clock), Studio(store, settings, prompts), Learner(store, settings, scales)
+        self.strip = Strip(self.studio, clock)
         self._load, self._clock, self._lock = load, clock, threading.RLock()
         self._engine: Engine | None = None
         self._closed = False
@@ -113,7 +113,6 @@ class Loop:
         self._rated_at: deque[float] = deque(maxlen=8)
         self._newest_act = 0
         self._auto_left = 0.0
-        self._strip_due: dict[int, float] = {}
         self._errors = {UPDATING: "; ".join(store.recovered)} if store.recovered else {}
         version = store.current_version()
         self.status = Status(
@@ -195,14 +194,21 @@ class Loop:
         self._news = True
         self._recount()
 
-    def strip(self) -> list[tuple[int, str]]:
-        """[(version, picture file)] of one prompt and seed, oldest version first; also says that a person is there."""
-        self._seen = self._clock()
-        return self.studio.strip()
+    def forgotten(self) -> None:
+        """Somebody's ratings were deleted: what counts now is counted, and the last update no longer names them."""
+        stats = [update.stats for update in self.store.updates() if update.status == "committed"]
+        self._news = True
+        self._recount(last_update=stats[-1] if stats and self.status.last_update else {})
+        self.worker.wake()
 
-    def compare(self, prompt: str, seed: int) -> Future[list[Image.Image]]:
-        """[base, tuned] of one prompt and seed."""
-        return self.worker.submit("comparing", lambda: [self.studio.picture(self.engine, prompt, seed, who) for who in ("base", "published")])
+    def watched(self) -> Strip:
+        """The strip; also says that a person is there."""
+        self._seen = self._clock()
+        return self.strip
+
+    def compare(self, prompt: str, seed: int, looks: Sequence[Look]) -> Future[list[Image.Image]]:
+        """One picture of this prompt and seed by each."""
+        return self.worker.submit("comparing", lambda: [self.studio.picture(self.engine, prompt, seed, look) for look in looks])
 
     def rollback(self, number: int) -> Future[Version]:
         """Publishes a new version with the weights of an old one."""
@@ -245,7 +251,7 @@ class Loop:
             "prefetch": (DRAWING, self._draw),
             "score": ("scoring", self._score),
             "update": (UPDATING, self._update),
-            "strip": ("drawing the strip", self._draw_strip),
+            "strip": ("drawing the strip", lambda: self.strip.draw(self.engine)),
             "auto": ("automatic round", self._auto),
         }
         work = decide(self._situation())
@@ -300,8 +306,8 @@ class Loop:
             # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
             target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
-            strip_due=present and bool(self._strip_due),
-            strip_late=present and any(now - since > STRIP_SECONDS for since in self._strip_due.values()),
+            strip_due=present and self.strip.due,
+            strip_late=present and self.strip.late,
             auto_due=self._auto_left >= 1 and not self.status.paused and bool(self.settings.rewards),
         )
 
@@ -311,7 +317,8 @@ class Loop:
         self.learner.restore(engine, current)
         self._engine, self._rest_until = engine, -math.inf
         self._errors.pop(LOADING.split()[0], None)
-        self._strip_due = dict.fromkeys({0, current} - {number for number, _ in self.studio.strip()}, self._clock())
+        for version in {0, current}:
+            self.strip.want(version)
         self._tell(device=engine.device)
         return engine
 
@@ -366,7 +373,7 @@ class Loop:
 
     def _changed(self, version: Version, stats: UpdateStats | None = None) -> Version:
         """A new version draws: groups that are now too old go, unless somebody has seen them or asked for them."""
-        self._strip_due[version.number] = self._clock()
+        self.strip.want(version.number)
         self._news = True
         for group_id in self.stock.withdraw(version.number - self.settings.learn.max_staleness):
             self.store.drop_group(group_id)
@@ -377,12 +384,6 @@ class Loop:
         self._recount(**changes)
         self.store.prune_training_state()
         return version
-
-    def _draw_strip(self) -> None:
-        """The base once, and the version that draws now; those passed by get no picture."""
-        due, self._strip_due = self._strip_due, {}
-        for number in sorted(due.keys() & {0, self.status.policy_version}):
-            self.studio.draw_strip(self.engine, number)
 
     def _recount(self, **changes: Any) -> None:
         """The counters from the store, and other changes, into the status."""

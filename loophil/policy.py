@@ -213,6 +213,16 @@ class Policy:
         self._copy(weights, PUBLISHED)
         self.version = version
 
+    @contextlib.contextmanager
+    def wearing(self, weights: Mapping[str, torch.Tensor], strength: float = 1.0) -> Iterator[None]:
+        """Within the block `published` draws with these weights, at this LoRA strength (1 = as learned, 0 = the base)."""
+        own = self.weights()
+        try:
+            self._copy({key: value * strength if ".lora_B." in key else value for key, value in weights.items()}, PUBLISHED)
+            yield
+        finally:
+            self._copy(own, PUBLISHED)
+
     def train_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         """The learner goes on from these weights; what draws stays."""
         self._copy(weights, LEARNER)

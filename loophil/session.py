@@ -8,33 +8,39 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from loophil.blind import BlindTest, Question
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
-from loophil.types import MAX_SEED, Act, Group, Receipt, Status, Version
+from loophil.store import Update, to_csv, to_jsonl
+from loophil.types import MAX_SEED, Act, Entry, Group, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.worker import Stopped
 
 FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
 DEFAULT_RATER = "me"
+MAX_STRENGTH = 1.5
+RATINGS_FILES = {"csv": to_csv, "jsonl": to_jsonl}
 
 
 class Session:
     """One open run. Thread-safe. Methods raise InvalidInput, with one sentence, for anything that cannot be; nothing is changed then.
 
-    export     writes the adapter as one file and gives its path: (engine, format) -> path; runs in the worker
+    export          writes the adapter as one file and gives its path: (engine, format) -> path; runs in the worker
+    blind_prompts   what the blind test draws, best what is never trained on; empty = the run's list
     """
 
-    def __init__(self, loop: Loop, export: Callable[[Engine, str], Path]) -> None:
+    def __init__(self, loop: Loop, export: Callable[[Engine, str], Path], *, blind_prompts: Sequence[str] = ()) -> None:
         self._loop, self._export = loop, export
         self._store = loop.store
+        self._blind = BlindTest(loop.store, self._drawn, blind_prompts or loop.prompts.prompts)
         self._closing = threading.Lock()
         self.images = loop.store.images
         self.k = loop.settings.draw.num_images_per_prompt
@@ -90,23 +96,75 @@ class Session:
         self.rate(Act(last.act.group, rater, (), kind="undo"))
         return self._store.group(last.act.group)
 
-    def compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
-        """(base, tuned): the same prompt and seed without and with the LoRA."""
+    def compare(self, prompt: str, seed: int, looks: Sequence[Look] | None = None) -> tuple[Image.Image, ...]:
+        """The same prompt and seed by each of these; None = by the base and by the version in use."""
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
             raise InvalidInput(f"A seed is a whole number from 0 to 2^53 - 1, not {seed!r}.")
         prompt = expand(clean_prompt(prompt), seed=seed)
         if not prompt:
             raise InvalidInput("A comparison needs a prompt: type what is to be drawn.")
-        base, tuned = self._wait(self._loop.compare(prompt, seed))
-        return base, tuned
+        for look in looks or ():
+            self._store.version(look.version)
+            if not 0 <= look.strength <= MAX_STRENGTH:
+                raise InvalidInput(f"A LoRA's strength is a number from 0 to {MAX_STRENGTH:g}, not {look.strength!r}.")
+        return self._drawn(prompt, seed, (Look(0), Look(self._loop.status.policy_version)) if looks is None else looks)
 
-    def strip(self) -> list[tuple[int, str]]:
-        """[(version, picture file)] of one fixed prompt and seed, oldest version first."""
-        return self._loop.strip()
+    def ask_blind(self, rater: str = DEFAULT_RATER) -> Question:
+        """The next pair of the blind test; waits for its two pictures."""
+        return self._blind.ask(rater)
+
+    def answer_blind(self, question: str, choice: str, rater: str = DEFAULT_RATER, milliseconds: int | None = None) -> Pair:
+        """Files the choice "left", "right" or "tie", and says who was who."""
+        return self._blind.answer(question, choice, rater, milliseconds)
+
+    def tallies(self) -> list[Tally]:
+        """How each version did in blind pairs with the base, oldest version first."""
+        return self._store.tallies()
+
+    def strip(self) -> tuple[list[str], dict[int, dict[int, str]]]:
+        """(prompts, {version: {number of the prompt: picture file}}): the same prompts and seed by each version, oldest first."""
+        strip = self._loop.watched()
+        return strip.prompts, strip.pictures()
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
         return self._store.versions()
+
+    def version_names(self) -> dict[int, str]:
+        """{version: its name} of those that were given one."""
+        return self._store.version_names()
+
+    def name_version(self, number: int, name: str) -> None:
+        """Gives a version a name; "" takes it away."""
+        self._store.name_version(number, name)
+
+    def history(self, **filters: Any) -> list[Entry]:
+        """What was rated and counts now, newest first; the filters are those of the store's `history`."""
+        return self._store.history(**filters)
+
+    def group(self, group_id: str) -> Group:
+        """One group; UnknownGroup."""
+        return self._store.group(group_id)
+
+    def updates(self) -> list[Update]:
+        """Every attempt to learn, oldest first."""
+        return self._store.updates()
+
+    def curves(self) -> list[Mean]:
+        """The mean of each source over what each version drew, oldest version first."""
+        return self._store.means()
+
+    def ratings_file(self, format: str) -> str:
+        """Everything that was ever rated, as the text of a "csv" or "jsonl" file."""
+        if format not in RATINGS_FILES:
+            raise InvalidInput(f"Unknown format {format!r}. Choose from: {', '.join(RATINGS_FILES)}.")
+        return RATINGS_FILES[format](self._store.ratings_rows())
+
+    def forget(self, rater: str = DEFAULT_RATER) -> int:
+        """Deletes what this person rated, for ever; how many acts that were. What was learned from them stays in the LoRA."""
+        deleted = self._store.forget_rater(rater)
+        self._loop.forgotten()
+        return deleted
 
     def pause(self) -> Status:
         """Stops learning; drawing and rating go on."""
@@ -147,6 +205,9 @@ class Session:
         with self._closing:
             self._loop.close()
             self._store.close()
+
+    def _drawn(self, prompt: str, seed: int, looks: Sequence[Look]) -> tuple[Image.Image, ...]:
+        return tuple(self._wait(self._loop.compare(prompt, seed, looks)))
 
     def _clean(self, prompt: str) -> str:
         """A typed prompt with its wildcards filled in, others for each group."""

@@ -171,6 +171,24 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean of one source ("stars" = all people's, else a reward model) over the n images by one version that it knows."""
+
+    version: int
+    source: str
+    mean: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who draws in a comparison: a version (0 = base) with its LoRA at this strength, 1 = as it was learned."""
+
+    version: int
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class SourceValues:
     """What one source (a rater or a reward model) says about one group's k images; NaN = nothing.
 

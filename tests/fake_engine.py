@@ -11,7 +11,8 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -149,6 +150,12 @@ class FakeEngine:
     def refresh(self, weights: Mapping[str, float], version: int) -> None:
         self.hold("refresh")
         self.published, self.version = weights["w"], version
+
+    @contextmanager
+    def wearing(self, weights: Mapping[str, float], strength: float) -> Iterator[None]:
+        own, self.published = self.published, weights["w"] * strength
+        yield
+        self.published = own
 
     # trainer
 

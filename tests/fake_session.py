@@ -9,12 +9,15 @@ import random
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from loophil.blind import Question
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
-from loophil.types import MAX_PROMPT, Act, DrawSettings, Group, ImageRef, Receipt, Status, Version
+from loophil.store import Update
+from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Look, Mean, Pair, Receipt, Status, Tally, Version
 
 FORMATS = ("diffusers", "peft", "kohya")
 SETTINGS = DrawSettings(num_inference_steps=2, guidance_scale=3.0, eta=1.0)
@@ -52,6 +55,8 @@ class FakeSession:
             self.acts: list[Act] = []
             self.answers: dict[str, tuple[Act, Receipt]] = {}
             self.published = [Version(0, None, "base", time.time(), 0, "")]
+            self.pairs: dict[str, Pair] = {}
+            self.version_titles: dict[int, str] = {}
             self.paused = False
             self.worker = "waiting for ratings"
             self.last_error: str | None = None
@@ -171,12 +176,86 @@ class FakeSession:
             raise UnknownGroup(f"This run has no group {group_id!r}.")
         return self.groups[group_id], dict(self.scores)
 
-    def compare(self, prompt: str, seed: int) -> tuple[Image.Image, Image.Image]:
+    def compare(self, prompt: str, seed: int, looks: Sequence[Look] | None = None) -> tuple[Image.Image, ...]:
+        """Red is the seed, green ten times the version, blue a hundred times the strength."""
         check_prompt(prompt)
-        return Image.new("RGB", (64, 64), (seed % 256, 0, 0)), Image.new("RGB", (64, 64), (0, seed % 256, 0))
+        looks = looks or (Look(0), Look(self.published[-1].number))
+        for look in looks:
+            self.check_version(look.version)
+        return tuple(Image.new("RGB", (64, 64), (seed % 256, 10 * look.version % 256, int(100 * look.strength))) for look in looks)
 
-    def strip(self) -> list[tuple[int, str]]:
-        return [(version.number, self.picture(1000 + version.number)) for version in self.published]
+    def check_version(self, number: int) -> None:
+        if number not in {v.number for v in self.published}:
+            raise UnknownVersion(f"This run has no version {number}; the newest is {self.published[-1].number}.")
+
+    def ask_blind(self, rater: str = "") -> Question:
+        if len(self.published) == 1:
+            raise InvalidInput("Nothing was learned yet, so there is nothing to compare: rate some groups first.")
+        number = next(self.names)
+        pictures = [Image.new("RGB", (64, 64), color) for color in ((200, 0, number % 256), (0, 200, number % 256))]
+        return Question(f"q{number}", f"blind {number}", *pictures)
+
+    def answer_blind(self, question: str, choice: str, rater: str = "", milliseconds: int | None = None) -> Pair:
+        """Tuned is always on the left."""
+        if choice not in ("left", "right", "tie"):
+            raise InvalidInput(f"Unknown choice {choice!r}. Choose from: left, right, tie.")
+        side = {"left": "tuned", "right": "base", "tie": "tie"}[choice]
+        pair = Pair("blind", 1, self.published[-1].number, 0, rater, side, True, milliseconds, key=question)
+        with self.lock:
+            self.pairs[question] = pair
+        return pair
+
+    def tallies(self) -> list[Tally]:
+        with self.lock:
+            pairs = list(self.pairs.values())
+        numbers = sorted({pair.version for pair in pairs})
+        return [Tally(n, *(sum(p.version == n and p.choice == side for p in pairs) for side in ("tuned", "base", "tie"))) for n in numbers]
+
+    def strip(self) -> tuple[list[str], dict[int, dict[int, str]]]:
+        prompts = list(self.prompts[:2])
+        return prompts, {v.number: {i: self.picture(1000 + 10 * v.number + i) for i in range(2)} for v in self.published}
+
+    def version_names(self) -> dict[int, str]:
+        return dict(self.version_titles)
+
+    def name_version(self, number: int, name: str) -> None:
+        self.check_version(number)
+        self.version_titles[number] = name
+
+    def history(
+        self, *, rater: str | None = None, version: int | None = None, kind: str | None = None, before: int | None = None, limit: int = 50
+    ) -> list[Entry]:
+        with self.lock:
+            entries = [Entry(self.groups[act.group], act, time.time(), i, (1,) if i == 1 else ()) for i, act in enumerate(self.acts, 1)]
+        wanted = [
+            entry
+            for entry in reversed(entries)
+            if rater in (None, entry.act.rater) and version in (None, entry.group.policy_version) and kind in (None, entry.act.kind)
+        ]
+        return [entry for entry in wanted if before is None or entry.act_id < before][:limit]
+
+    def group(self, group_id: str) -> Group:
+        if group_id not in self.groups:
+            raise UnknownGroup(f"This run has no group {group_id!r}.")
+        return self.groups[group_id]
+
+    def updates(self) -> list[Update]:
+        stats = {"images": 4, "approx_kl": 0.02, "kept": 1.0, "seconds": 2.5, "shares": {"human:ann": 0.75, "jpeg": 0.25}}
+        return [Update(v.number, v.number - 1, "committed", v.number, v.created, v.created, stats, "") for v in self.published if v.kind == "update"]
+
+    def curves(self) -> list[Mean]:
+        return [Mean(v.number, source, 3 + v.number / 10, 4) for v in self.published for source in ("jpeg", "stars")]
+
+    def ratings_file(self, format: str) -> str:
+        if format not in ("csv", "jsonl"):
+            raise InvalidInput(f"Unknown format {format!r}. Choose from: csv, jsonl.")
+        return "".join(f"{act.group}\n" for act in self.acts)
+
+    def forget(self, rater: str = "") -> int:
+        with self.lock:
+            mine = [act for act in self.acts if act.rater == rater]
+            self.acts = [act for act in self.acts if act.rater != rater]
+        return len(mine)
 
     def versions(self) -> list[Version]:
         return list(self.published)
@@ -190,8 +269,7 @@ class FakeSession:
         return self.status()
 
     def rollback(self, version: int) -> Status:
-        if version not in {v.number for v in self.published}:
-            raise UnknownVersion(f"This run has no version {version}; the newest is {self.published[-1].number}.")
+        self.check_version(version)
         self.published.append(dataclasses.replace(self.published[-1], number=self.published[-1].number + 1, parent=version, kind="rollback"))
         return self.status()
 

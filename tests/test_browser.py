@@ -3,6 +3,7 @@
 Most tests serve a session in memory; `test_the_whole_loop` runs the real app: on a tiny model, and, marked slow, on the embedded one.
 """
 
+import dataclasses
 import re
 import signal
 import statistics
@@ -17,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from loophil.config import Settings
+from loophil.types import Act, Pair
 from tests.fake_session import FakeSession
 from tests.serving import serving
 
@@ -915,12 +917,139 @@ def test_a_key_costs_the_page_little(desk: tuple[FakeSession, Page]) -> None:
 # --- other tabs ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_progress_shows_the_strip_and_rolls_back_on_the_second_press(desk: tuple[FakeSession, Page]) -> None:
+def test_progress_says_whether_it_learns_and_shows_every_version(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".verdict")).to_have_text("Nothing was learned yet.")
+    expect(page.get_by_role("button", name="Take the blind test")).to_be_hidden()
+    page.get_by_role("tab", name="Rate").click()
+    for n in (1, 2):
+        press(page, "g")
+        wait_for_acts(session, page, n)
+    session.pairs = {f"p{i}": Pair("a", i, 2, 0, "ann", "tuned" if i < 13 else "base", True) for i in range(20)}
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".verdict")).to_have_text("v2 wins 13 of 20 blind pairs against the base: 65% (43 to 82).")
+    expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
+    expect(page.locator(".lh-grid thead th")).to_have_text(["", *session.prompts[:2]])
+    expect(page.locator(".lh-grid td img")).to_have_count(6)
+    expect(page.locator(".lh-chart figcaption")).to_have_text(["Stars, from people", "jpeg"])
+    expect(page.locator(".lh-scale").first).to_have_text("base: 3.003.00 to 3.20v2: 3.20")
+    expect(page.locator(".lh-shares")).to_have_text("people75%jpeg25%")
+    expect(page.locator(".lh-log li").first).to_contain_text("v2 from 4 images, 2.5 s, KL 0.020 nats a step, 100% young enough for LOOP")
+
+
+def test_progress_draws_nothing_twice_and_nothing_while_it_is_out_of_sight(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
     press(page, "g")
     wait_for_acts(session, page, 1)
     page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".lh-strip figcaption")).to_have_text(["base", "v1"])
+    expect(page.locator(".lh-grid td img")).to_have_count(4)
+    page.evaluate("document.querySelector('.lh-grid td img').dataset.mine = 'kept'")
+    page.get_by_role("tab", name="Rate").click()
+    press(page, "g")
+    wait_for_acts(session, page, 2)
+    page.wait_for_timeout(2500)
+    assert page.locator(".lh-grid tbody tr").count() == 2
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
+
+
+@pytest.fixture
+def rated(desk: tuple[FakeSession, Page]) -> tuple[FakeSession, Page]:
+    """Three groups rated, best and worst, all good, skipped; the History tab is open."""
+    session, page = desk
+    for n, keys in enumerate((("2", "4"), ("g",), ("s",)), 1):
+        page.wait_for_selector(".lh-board[data-state=rating]")
+        press(page, *keys)
+        wait_for_acts(session, page, n)
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator(".lh-entry")).to_have_count(3)
+    return session, page
+
+
+def test_history_shows_what_was_rated_and_filters_it(rated: tuple[FakeSession, Page]) -> None:
+    session, page = rated
+    newest = page.locator(".lh-entry").first
+    expect(newest).to_contain_text(session.groups[session.acts[2].group].prompt)
+    expect(newest).to_contain_text("skipped · by you · drawn by base")
+    expect(page.locator(".lh-entry").last.locator("figcaption")).to_have_text(["★" * int(n or 0) for n in session.acts[0].stars])
+    page.locator(".kind").select_option("best")
+    expect(page.locator(".lh-entry")).to_have_count(1)
+    page.locator(".kind").select_option("")
+    page.locator(".filters .version").select_option("0")
+    expect(page.locator(".lh-entry")).to_have_count(3)
+    session.acts[1] = dataclasses.replace(session.acts[1], rater="bob")
+    page.locator(".mine").check()
+    expect(page.locator(".lh-entry")).to_have_count(2)
+
+
+def test_history_goes_on_page_by_page(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    for i in range(45):
+        session.rate(Act(session.draw().id, "bob", (3.0,) * 4, kind="tie", key=f"k{i}"))
+    page.get_by_role("tab", name="History").click()
+    for n in (20, 40, 45):
+        expect(page.locator(".lh-entry")).to_have_count(n)
+        if n < 45:
+            page.get_by_role("button", name="Older").click()
+    expect(page.get_by_role("button", name="Older")).to_be_hidden()
+    assert len(set(page.locator(".lh-said p:first-child").all_inner_texts())) == 45
+
+
+def test_a_rating_is_changed_on_the_board(rated: tuple[FakeSession, Page]) -> None:
+    session, page = rated
+    group = session.acts[0].group
+    page.locator(".lh-entry").last.get_by_role("button", name="Rate again").click()
+    expect(page.locator(".lh-board .lh-prompt")).to_have_text(session.groups[group].prompt)
+    expect(page.locator(".last")).to_contain_text("Rated before")
+    press(page, "b")
+    page.wait_for_function("() => !document.querySelector('.ahead').textContent.includes('to send')")
+    wait_for_acts(session, page, 3)
+    assert [(act.kind, act.stars) for act in session.acts if act.group == group] == [("bad", (1.0,) * 4)]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_ratings_are_taken_away_as_a_file(rated: tuple[FakeSession, Page], format: str) -> None:
+    session, page = rated
+    with page.expect_download() as download:
+        page.locator(f"[data-take={format}]").click()
+    assert download.value.suggested_filename == f"first-ratings.{format}"
+    assert Path(download.value.path()).read_text().split() == [act.group for act in session.acts]
+
+
+def test_my_ratings_are_deleted_on_the_second_press_and_do_not_come_back(rated: tuple[FakeSession, Page]) -> None:
+    session, page = rated
+    session.fault = OSError("not now")
+    page.get_by_role("tab", name="Rate").click()
+    press(page, "t")
+    page.wait_for_timeout(300)
+    page.get_by_role("tab", name="History").click()
+    page.get_by_role("button", name="Delete my ratings").click()
+    page.wait_for_timeout(300)
+    assert len(session.acts) == 3
+    page.get_by_role("button", name="Press again").click()
+    expect(page.locator(".done")).to_contain_text("3 rated groups deleted for ever.")
+    session.fault = None
+    page.wait_for_timeout(4000)
+    assert session.acts == []
+    expect(page.locator(".lh-entry")).to_have_count(0)
+
+
+def test_a_version_gets_a_name(rated: tuple[FakeSession, Page]) -> None:
+    session, page = rated
+    page.get_by_label("name of v1").fill("warm <b>")
+    page.get_by_label("name of v1").press("Enter")
+    page.wait_for_function("() => document.querySelector('.filters .version').textContent.includes('v1 warm <b>')")
+    assert session.version_titles == {1: "warm <b>"}
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("select.right option")).to_have_text(["in use", "v2", "v1 warm <b>", "base"])
+
+
+def test_history_rolls_back_on_the_second_press(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    page.get_by_role("tab", name="History").click()
     button = page.get_by_role("button", name="Use this version")
     expect(button).to_have_count(1)
     button.click()
@@ -937,13 +1066,84 @@ def test_compare_draws_both_and_says_what_is_wrong(desk: tuple[FakeSession, Page
     page.fill(".lh-panel .prompt", "a star")
     page.fill(".lh-panel .seed", "200")
     page.get_by_role("button", name="Draw both").click()
-    for side, colour in ((".base", [200, 0, 0, 255]), (".tuned", [0, 200, 0, 255])):
+    for side in (".one", ".two"):
         page.wait_for_selector(f"{side} img")
-        assert page.eval_on_selector(f"{side} img", FIRST_PIXEL) == colour
+        assert page.eval_on_selector(f"{side} img", FIRST_PIXEL) == [200, 0, 100, 255]
     page.evaluate("document.querySelector('.lh-panel .prompt').removeAttribute('maxlength')")
     page.fill(".lh-panel .prompt", "x" * 5000)
     page.get_by_role("button", name="Draw both").click()
     expect(page.locator(".lh-panel:has(.lh-pair) .error")).to_contain_text("1000 characters")
+
+
+def test_compare_draws_any_two_versions_at_any_strength_and_swaps_them(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    for n in (1, 2):
+        press(page, "g")
+        wait_for_acts(session, page, n)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("select.left option")).to_have_text(["base", "v2", "v1"])
+    page.fill(".lh-panel .prompt", "a star")
+    page.locator("select.left").select_option("1")
+    page.locator(".strength").fill("0.5")
+    page.get_by_role("button", name="Draw both").click()
+    expect(page.locator(".one-name")).to_have_text("v1 at strength 0.50")
+    expect(page.locator(".two-name")).to_have_text("v2 at strength 0.50")
+
+    def sides() -> list[Any]:
+        return [page.eval_on_selector(f"{side} img", FIRST_PIXEL)[1] for side in (".one", ".two")]
+
+    assert sides() == [10, 20]
+    page.locator(".two-name").click()
+    page.keyboard.down("c")
+    assert sides() == [20, 10]
+    page.keyboard.up("c")
+    assert sides() == [10, 20]
+    page.locator(".swap").hover()
+    page.mouse.down()
+    expect(page.locator(".one-name")).to_have_text("v2 at strength 0.50")
+    page.mouse.up()
+    expect(page.locator(".one-name")).to_have_text("v1 at strength 0.50")
+
+
+def test_the_blind_test_is_twenty_pairs_that_count(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Start the blind test").click()
+    expect(page.locator(".lh-panel:visible .error")).to_contain_text("Nothing was learned yet")
+    page.get_by_role("tab", name="Rate").click()
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Start the blind test").click()
+    for n in range(1, 21):
+        expect(page.locator(".which")).to_have_text(f"Pair {n} of 20")
+        assert not re.search("tuned|base|v1", page.inner_text(".lh-trial .lh-pair") + page.inner_text(".asked"))
+        press(page, "ArrowRight" if n > 13 else "ArrowDown" if n == 13 else "ArrowLeft")
+    expect(page.locator(".lh-trial")).to_be_hidden()
+    expect(page.locator(".lh-verdicts li")).to_have_text("v1 wins 12.5 of 20 blind pairs against the base: 63% (41 to 80)")
+    assert len(session.pairs) == 20
+    assert all(pair.milliseconds is not None and pair.rater for pair in session.pairs.values())
+    expect(page.locator(".lh-bar")).to_contain_text("63%")
+    assert len(session.acts) == 1
+
+
+def test_blind_answers_by_mouse_say_who_was_who_and_stop_stops(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    press(page, "g")
+    wait_for_acts(session, page, 1)
+    page.get_by_role("tab", name="Progress").click()
+    page.get_by_role("button", name="Take the blind test").click()
+    expect(page.locator(".which")).to_have_text("Pair 1 of 20")
+    page.locator(".lh-side").first.click()
+    expect(page.locator(".told")).to_have_text("The last pair: you chose tuned, v1.")
+    expect(page.locator(".which")).to_have_text("Pair 2 of 20")
+    page.get_by_role("button", name="About the same").click()
+    expect(page.locator(".told")).to_have_text("The last pair: tuned was the left one.")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".lh-trial")).to_be_hidden()
+    press(page, "ArrowLeft")
+    page.wait_for_timeout(300)
+    assert len(session.pairs) == 2
 
 
 def test_export_gives_this_versions_file_with_one_click(desk: tuple[FakeSession, Page], tmp_path: Path) -> None:
@@ -1056,12 +1256,12 @@ def test_the_whole_loop(app: str, context: BrowserContext, tmp_path: Path) -> No
     assert moved > 0
 
     page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".lh-strip figcaption").last).to_have_text(f"v{moved}", timeout=300_000)
+    expect(page.locator(".lh-grid tbody th").first).to_have_text(f"v{moved}", timeout=300_000)
     page.get_by_role("tab", name="Compare").click()
     page.fill(".lh-panel .prompt", "a red circle")
     page.get_by_role("button", name="Draw both").click()
-    page.wait_for_selector(".tuned img")
-    base, tuned = (page.eval_on_selector(f"{side} img", "image => image.dataset.src") for side in (".base", ".tuned"))
+    page.wait_for_selector(".two img")
+    base, tuned = (page.eval_on_selector(f"{side} img", "image => image.dataset.src") for side in (".one", ".two"))
     assert base[:22] == "data:image/png;base64,"
     assert base != tuned
     page.get_by_role("tab", name="Export").click()

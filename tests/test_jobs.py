@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from loophil import jobs
-from loophil.jobs import Engine, Learner, Studio
+from loophil.jobs import STRIP_SEED, Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
 from loophil.store import Store, open_run
-from loophil.types import Act, Group, UpdateStats, Version
+from loophil.types import Act, DrawSettings, Group, Look, UpdateStats, Version
 from tests.fake_engine import PROMPTS, FakeEngine, fake_settings
 
 STARS = (1.0, 2.0, 4.0, 5.0)
+SETTINGS = DrawSettings(num_inference_steps=2, guidance_scale=3.0, eta=1.0)
 
 
 class Room:
@@ -111,8 +113,48 @@ def test_closing_in_the_middle_leaves_the_update_aborted(store: Store, runs: Pat
 
 
 def test_strip_pictures_are_whole_and_in_order(store: Store, runs: Path) -> None:
+    """First prompts before others, newest versions before older ones, and nothing for versions that were left far behind."""
     room = Room(store, runs)
-    for version in (10, 2, 0):
-        room.studio.draw_strip(room.engine, version)
-    assert room.studio.strip() == [(0, "strip-0.png"), (2, "strip-2.png"), (10, "strip-10.png")]
-    assert {path.name for path in store.images.iterdir()} == {file for _, file in room.studio.strip()}
+    strip = Strip(room.studio, room.fake.clock)
+    for _ in range(11):
+        room.draw()
+        room.update()
+    for version in (0, 2, 3, 11):
+        strip.want(version)
+    drawn: list[set[str]] = []
+    while strip.due:
+        strip.draw(room.engine)
+        drawn.append({path.name for path in store.images.glob("strip*")} - {name for names in drawn for name in names})
+    assert [name for names in drawn for name in names] == [f"strip-{version}-{i}.png" for i in range(4) for version in (11, 0)]
+    assert strip.pictures() == {version: {i: f"strip-{version}-{i}.png" for i in range(4)} for version in (0, 11)}
+    strip.want(11)
+    assert not strip.due
+    assert list(store.images.glob("*.tmp")) == []
+
+
+def test_passed_by_versions_get_their_own_picture_later(store: Store, runs: Path) -> None:
+    room = Room(store, runs)
+    strip, drawn = Strip(room.studio, room.fake.clock), {}
+    for _ in range(3):
+        room.draw()
+        version = room.update()[0].number
+        drawn[version] = room.studio.picture(room.engine, strip.prompts[0], STRIP_SEED, Look(version)).tobytes()
+    assert len(set(drawn.values())) == 3
+    strip.want(1)
+    strip.want(3)
+    while strip.due:
+        strip.draw(room.engine)
+    for version in (1, 3):
+        assert Image.open(store.images / f"strip-{version}-0.png").tobytes() == drawn[version]
+    assert room.fake.version == 3
+
+
+def test_a_picture_by_strength_lies_between_base_and_tuned(store: Store, runs: Path) -> None:
+    room = Room(store, runs)
+    room.draw()
+    room.update()
+    looks = [Look(0), Look(1, 0.0), Look(1, 0.5), Look(1), Look(1, 1.5)]
+    base, off, half, tuned, more = (room.studio.picture(room.engine, "a cat", 1, look).tobytes() for look in looks)
+    assert base == off
+    assert len({base, half, tuned, more}) == 4
+    assert tuned == room.fake.pictures("a cat", SETTINGS, (1,), who="published")[0].tobytes()

@@ -23,6 +23,7 @@ STOREYS = {
     "loophil.ui": 7,
     "loophil.session": 6,
     "loophil.loop": 5,
+    "loophil.blind": 4,
     "loophil.jobs": 4,
     "loophil.worker": 4,
     "loophil.evaluation": 4,

@@ -635,13 +635,14 @@ def test_strip_is_drawn_for_those_who_look(staged: Staged) -> None:
     stage = staged()
     stage.run()
     assert list(stage.session.images.glob("strip*")) == []
-    assert stage.session.strip() == []
+    prompts, pictures = stage.session.strip()
+    assert (prompts, pictures) == (["picture number 0", "picture number 1", "picture number 2", "picture number 3"], {})
     stage.run()
-    assert stage.session.strip() == [(0, "strip-0.png")]
+    assert stage.session.strip()[1] == {0: {i: f"strip-0-{i}.png" for i in range(4)}}
     teach(stage)
     stage.session.strip()
     stage.run()
-    assert stage.session.strip() == [(0, "strip-0.png"), (1, "strip-1.png")]
+    assert stage.session.strip()[1] == {version: {i: f"strip-{version}-{i}.png" for i in range(4)} for version in (0, 1)}
 
 
 def test_strip_does_not_starve_under_a_fast_rater(staged: Staged) -> None:
@@ -649,7 +650,7 @@ def test_strip_does_not_starve_under_a_fast_rater(staged: Staged) -> None:
     stage.run(until=10.0)
     stage.fake.clock.at(10.0, Rater(stage, 1.0, until=120.0).look)
     stage.run(until=110.0)
-    assert 2 <= len(stage.session.strip()) <= 6
+    assert 2 <= len(stage.session.strip()[1]) <= 6
 
 
 def test_automatic_rounds_follow_ratings_and_learn_from_the_rewards(staged: Staged) -> None:

@@ -20,8 +20,8 @@ from starlette.requests import Request
 
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput
-from loophil.types import Act, Group
-from loophil.ui import board, page, parse
+from loophil.types import Act, Group, Mean
+from loophil.ui import board, compare, export, history, page, parse, progress
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
@@ -58,7 +58,8 @@ def client(own: tuple[FakeSession, str]) -> Client:
 def trace(session: FakeSession) -> tuple[Any, ...]:
     """All that a refused request must leave as it was (with the stock filled up first, as looking does)."""
     session.upcoming("guest")
-    return list(session.acts), len(session.groups), list(session.published), session.paused, list(session.wishes)
+    taught = list(session.acts), dict(session.pairs), len(session.groups), list(session.published), dict(session.version_titles)
+    return *taught, session.paused, list(session.wishes)
 
 
 # --- parsing -------------------------------------------------------------------------------------------------------------------------------
@@ -312,8 +313,8 @@ def test_a_prompt_that_cannot_be_is_refused_before_anything_is_drawn(own: tuple[
 
 def test_compare_gives_base_and_tuned_at_one_seed(client: Client) -> None:
     base, tuned = client.predict("a star", 200, api_name="/compare")
-    assert Image.open(base).getpixel((0, 0)) == (200, 0, 0)
-    assert Image.open(tuned).getpixel((0, 0)) == (0, 200, 0)
+    assert Image.open(base).getpixel((0, 0)) == (200, 0, 100)
+    assert Image.open(tuned).getpixel((0, 0)) == (200, 10 * client.predict(api_name="/status")["policy_version"], 100)
 
 
 @pytest.mark.parametrize("seed", ["200", None, 2**53, -1, 1.5, True])
@@ -379,7 +380,8 @@ def test_a_stranger_may_look_and_try_what_is_ready(public: tuple[FakeSession, st
     assert (event, json.loads(text)[0]["group"]) == ("complete", public[0].unrated("guest")[0].id)
 
 
-SENT = {"undo": True, "prompt": "eve's", "pause": True, "version": 0, "format": "peft", "seed": 1}
+SENT = {"undo": True, "prompt": "eve's", "pause": True, "number": 0, "name": "eve's"}
+SENT |= {"question": "q", "choice": "left", "format": "peft", "rater": "eve"}
 
 
 def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tuple[FakeSession, str]) -> None:
@@ -389,19 +391,59 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
     before = trace(session)
     private = [d for d in httpx.get(f"{url}/config").json()["dependencies"] if f"/{d['api_name']}" not in CONTRACTS and not d["queue"]]
     answers = [run(url, "any", fn_index=d["id"], event_data=sent, session_hash="eve") for d in private]
-    assert [status for status, _ in answers] == [200] * 6
+    assert [status for status, _ in answers] == [200] * 13
     assert trace(session) == before
 
 
-@pytest.mark.parametrize("name", ["ask", "hold", "go_back", "make_file"])
-def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("tab", "name", "format"),
+    [
+        (board.Board, "ask", ""),
+        (board.Board, "hold", ""),
+        (compare.Compare, "ask", ""),
+        (compare.Compare, "answer", ""),
+        (history.History, "group", ""),
+        (history.History, "go_back", ""),
+        (history.History, "rename", ""),
+        (history.History, "take", "csv"),
+        (history.History, "forget", ""),
+        (export.Export, "make", "peft"),
+    ],
+)
+def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: str, format: str) -> None:
     session = FakeSession(tmp_path)
-    handler = getattr(board.Board(session, Access(everybody=False, passwords=dict([OWNER]))), name)  # type: ignore[arg-type]
+    group = session.upcoming("ann")[0].id
+    session.rate(Act(group, "ann", (3.0,) * 4, key="k"))
+    handler = getattr(tab(session, Access(everybody=False, passwords=dict([OWNER]))), name)
+    sent = SENT | {"format": format, "group": group, "rater": ""}
     before = trace(session)
-    assert "sign in" in handler(request(), SimpleNamespace(_data=SENT))["error"]
+    assert "sign in" in handler(request(), SimpleNamespace(_data=sent))["error"]
     assert trace(session) == before
     assert list(tmp_path.glob("*.zip")) == []
-    assert "error" not in handler(request(password=":".join(OWNER)), SimpleNamespace(_data=SENT))
+    assert "error" not in handler(request(password=":".join(OWNER)), SimpleNamespace(_data=sent))
+
+
+def test_a_guest_sees_what_was_rated_and_not_by_whom(tmp_path: Path) -> None:
+    session = FakeSession(tmp_path)
+    session.rate(Act(session.upcoming("ann")[0].id, "ann", (3.0,) * 4, key="k"))
+    tab = history.History(session, Access(everybody=False, passwords=dict([OWNER])))  # type: ignore[arg-type]
+    row = tab.look(request(), SimpleNamespace(_data={}))["entries"][0]
+    assert (row["rater"], row["mine"], row["stars"]) == ("", False, [3.0] * 4)
+    row = tab.look(request(password=":".join(OWNER)), SimpleNamespace(_data={}))["entries"][0]
+    assert (row["rater"], row["mine"]) == ("ann", True)
+
+
+def test_curves_have_at_most_200_points_and_keep_the_mean() -> None:
+    """401 versions of one picture each: bins of three, the last of two; the mean over all stays."""
+    means = [Mean(number, source, float(number), 1) for number in range(401) for source in ("jpeg", "stars")]
+    stars, jpeg = progress.curves(means)
+    assert (stars["source"], jpeg["source"]) == ("stars", "jpeg")
+    assert len(stars["points"]) == 134
+    assert stars["points"][0] == [2, 1.0]
+    assert stars["points"][-1] == [400, 399.5]
+    assert sum(value * 3 for _, value in stars["points"][:-1]) + 2 * 399.5 == sum(range(401))
+    assert progress.curves([Mean(0, "stars", 3.0, 4), Mean(1, "stars", 4.0, 8)])[0]["points"] == [[0, 3.0], [1, 4.0]]
+    assert progress.curves([]) == []
 
 
 # --- the board -----------------------------------------------------------------------------------------------------------------------------

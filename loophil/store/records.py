@@ -21,12 +21,11 @@ from loophil.store.lessons import Lessons
 from loophil.store.ratings import ACT_KINDS, check_number, check_text
 from loophil.store.ratings_file import COLUMNS
 from loophil.store.versions import Versions
-from loophil.types import HUMAN, MAX_PROMPT, MAX_SEED, Entry, Pair, Tally
+from loophil.types import HUMAN, MAX_PROMPT, MAX_SEED, Entry, Mean, Pair, Tally
 
 CHOICES = ("tuned", "base", "tie")
 MAX_NAME = 80
-# A rater as a source in the shares of an update, and whose share it is once the ratings are deleted: see SourceValues.
-DELETED = "(deleted)"
+DELETED = "(deleted)"  # whose share in an update it is once a rater's ratings are deleted
 
 
 class Records(Lessons, Versions):
@@ -112,6 +111,17 @@ class Records(Lessons, Versions):
         for use in uses:
             taught[use["act_id"]] = (*taught.get(use["act_id"], ()), use["version"])
         return [Entry(of[record.act.group], record.act, record.created, record.id, taught.get(record.id, ())) for record in acts]
+
+    def means(self) -> list[Mean]:
+        """The mean stars of all people and the mean score of each reward model over the images of each version, oldest version first."""
+        rows = self._rows(
+            """SELECT g.policy_version AS version, 'stars' AS source, avg(r.stars) AS mean, count(*) AS n
+            FROM current_acts a JOIN groups g ON g.id = a.group_id JOIN ratings r ON r.act_id = a.id GROUP BY version
+            UNION ALL
+            SELECT g.policy_version, s.reward, avg(s.value), count(*) FROM scores s JOIN groups g ON g.id = s.group_id
+            WHERE s.value IS NOT NULL GROUP BY g.policy_version, s.reward ORDER BY version, source"""
+        )
+        return [Mean(**dict(row)) for row in rows]
 
     def ratings_rows(self) -> list[dict[str, Any]]:
         """One row for each image of every act ever filed, oldest first, with the COLUMNS of ratings_file; an undo has its rows too."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from loophil.types import Group, Status, Version
+from loophil.evaluation import wilson
+from loophil.store import Update
+from loophil.types import Entry, Group, Status, Tally, Version
 
 
 def picture_url(images: Path, file: str) -> str:
@@ -37,11 +39,45 @@ def facts(group: Group, scores: Mapping[str, Sequence[float | None]]) -> dict[st
     return {"version": group.policy_version, "seeds": seeds, "scores": {reward: list(values) for reward, values in scores.items()}}
 
 
-def bar(status: Status, *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
+def bar(status: Status, tallies: Sequence[Tally], *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
     """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's; `sign_in`: a password would help."""
-    return {**status_answer(status), "now": time.time(), "may_teach": may_teach, "sign_in": sign_in}
+    better = verdict(tallies[-1]) if tallies else None
+    return {**status_answer(status), "better": better, "now": time.time(), "may_teach": may_teach, "sign_in": sign_in}
 
 
-def version_row(version: Version) -> dict[str, Any]:
+def version_row(version: Version, name: str) -> dict[str, Any]:
     """One line of the list of versions."""
-    return {"number": version.number, "parent": version.parent, "kind": version.kind, "created": version.created, "ratings": version.ratings}
+    known = {"number": version.number, "parent": version.parent, "kind": version.kind, "created": version.created, "ratings": version.ratings}
+    return {**known, "name": name}
+
+
+def verdict(tally: Tally) -> dict[str, Any]:
+    """How a version did in blind pairs with the base, with Wilson's 95% interval; a tie is half a win."""
+    wins = tally.tuned + tally.tie / 2
+    low, high = wilson(wins, tally.n)
+    return {"version": tally.version, "wins": wins, "n": tally.n, "share": tally.share, "low": low, "high": high}
+
+
+def history_row(entry: Entry, images: Path, *, mine: str, named: bool) -> dict[str, Any]:
+    """One rated group; `named`: whether it may be said by whom."""
+    act, group = entry.act, entry.group
+    return {
+        "act": entry.act_id,
+        "group": group.id,
+        "prompt": group.prompt,
+        "pictures": [picture_url(images, image.file) for image in group.images],
+        "stars": list(act.stars),
+        "kind": act.kind,
+        "rater": act.rater if named else "",
+        "mine": act.rater == mine,
+        "version": group.policy_version,
+        "created": entry.created,
+        "taught": list(entry.taught),
+    }
+
+
+def update_line(update: Update) -> dict[str, Any]:
+    """One line of the log: what an attempt to learn came to."""
+    known = {name: update.stats.get(name) for name in ("images", "approx_kl", "kept", "seconds", "shares")}
+    at = update.finished or update.started
+    return {"number": update.id, "status": update.status, "version": update.version, "at": at, "reason": update.reason, **known}

@@ -1,17 +1,13 @@
-"""What the page's own components send and get: the rating board, the bar above it, and the Progress, Compare and Export tabs.
+"""What the rating board and the bar above it send and get.
 
 The board rates in the browser and sends what was done in batches, each act with an id of its own, again and again until it is acknowledged; so
-an act may arrive twice and in any company, and the session answers the same id with the same receipt. Nothing here raises towards the page:
-a refusal travels in the answer, where the component shows it as plain text.
+an act may arrive twice and in any company, and the session answers the same id with the same receipt.
 """
 
-import base64
-import functools
-import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -20,11 +16,10 @@ from loophil.errors import InvalidInput, LoopHILError
 from loophil.types import Act
 from loophil.ui import answers, parse
 from loophil.ui.access import Access
-from loophil.ui.contracts import GUEST, for_download, sentence
+from loophil.ui.contracts import GUEST, sentence
+from loophil.ui.events import Answer, answering, sent_with
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from loophil.session import Session
 
 log = logging.getLogger(__name__)
@@ -34,7 +29,6 @@ LARGEST_BATCH = 50
 PROMPTS_OFFERED = 300
 SAME_STARS = {"tie": 3.0, "good": 5.0, "bad": 1.0}
 NOT_SAVED = "The server could not save your last rating; it is kept in this browser and will be sent again."
-Answer = dict[str, Any]
 
 
 def stars(act: Mapping[str, Any], k: int) -> tuple[float | None, ...]:
@@ -68,20 +62,6 @@ def read_act(sent: Any, rater: str, k: int) -> Act:
     )
 
 
-def answering(handler: Callable[..., Answer]) -> Callable[[Any, gr.Request, gr.EventData], Answer]:
-    """The handler with a LoopHIL error as `error` in its answer, and a stamp, so that the same answer twice is still news to the component."""
-
-    @functools.wraps(handler)
-    def answer(self: Any, request: gr.Request, event: gr.EventData) -> Answer:
-        try:
-            said = handler(self, request, event)
-        except LoopHILError as error:
-            said = {"error": sentence(error)}
-        return {**said, "stamp": time.time_ns()}
-
-    return answer
-
-
 class Board:
     """The handlers behind the components. As anywhere, each one that teaches or changes something asks `access`."""
 
@@ -94,7 +74,7 @@ class Board:
     def bar(self, request: gr.Request) -> Answer:
         """The bar above the tabs: the loop's snapshot, and who looks."""
         may_teach = self.access.may_teach(request)
-        return answers.bar(self.session.status(), may_teach=may_teach, sign_in=bool(self.access.passwords) and not may_teach)
+        return answers.bar(self.session.status(), self.session.tallies(), may_teach=may_teach, sign_in=bool(self.access.passwords) and not may_teach)
 
     def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
         """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""
@@ -169,52 +149,8 @@ class Board:
         (self.session.pause if sent_with(event).get("pause") else self.session.resume)()
         return self.bar(request)
 
-    @answering
-    def progress(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """The strip of one prompt and seed over the versions, and the versions."""
-        return self._progress()
-
-    @answering
-    def go_back(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """Publish an older version again."""
-        self.access.teacher(request)
-        self.session.rollback(parse.whole_number(sent_with(event).get("version"), "version"))
-        return self._progress()
-
-    def _progress(self) -> Answer:
-        strip = [{"version": version, "src": answers.picture_url(self.session.images, file)} for version, file in self.session.strip()]
-        rows = [answers.version_row(version) for version in reversed(self.session.versions())]
-        return {"strip": strip, "versions": rows, "current": self.session.status().policy_version, "now": time.time()}
-
-    @answering
-    def draw_pair(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """Base and tuned, same prompt and seed."""
-        sent = sent_with(event)
-        base, tuned = self.session.compare(sent.get("prompt") or "", parse.whole_number(sent.get("seed"), "seed"))
-        return {"base": data_url(base), "tuned": data_url(tuned), "version": self.session.status().policy_version}
-
-    @answering
-    def make_file(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """Export, and where to fetch it."""
-        self.access.teacher(request)
-        path = self.session.export(parse.text(sent_with(event).get("format"), "format"))
-        return {"url": f"gradio_api/file={for_download(path)}", "name": path.name, "bytes": path.stat().st_size}
-
-
-def sent_with(event: gr.EventData) -> Mapping[str, Any]:
-    """What a component sent along with its event."""
-    data = event._data
-    return data if isinstance(data, dict) else {}
-
 
 def uid(entry: Any) -> str | None:
     """The id under which the browser keeps an act."""
     name = entry.get("uid") if isinstance(entry, dict) else None
     return name if isinstance(name, str) else None
-
-
-def data_url(picture: "Image.Image") -> str:
-    """A picture for one page only: not worth a file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

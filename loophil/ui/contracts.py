@@ -86,7 +86,8 @@ class Contracts:
 
     def compare(self, prompt: str, seed: Any) -> "tuple[Image.Image, Image.Image]":
         """The same prompt and seed drawn by the base and by the tuned model. Teaches nothing, so anybody may look."""
-        return self.session.compare(prompt or "", parse.whole_number(seed, "seed"))
+        base, tuned = self.session.compare(prompt or "", parse.whole_number(seed, "seed"))
+        return base, tuned
 
     def pause(self, request: gr.Request) -> dict[str, Any]:
         """Stop learning; rating goes on."""

@@ -1,4 +1,4 @@
-"""The page put together: the unseen endpoints, a bar, four tabs, one timer. What a component does in the browser is in static/.
+"""The page put together: the unseen endpoints, a bar, five tabs, one timer. What a component does in the browser is in static/.
 
 Each component is a gr.HTML whose template never holds a user's text: its JavaScript writes texts by `textContent`, because Gradio runs templates
 as JavaScript and inserts values as HTML. Light events go past the queue (`queue=False`) and any number runs at once: nobody waits for another.
@@ -14,7 +14,11 @@ from gradio.utils import get_space
 
 from loophil.ui.access import Access
 from loophil.ui.board import Board
+from loophil.ui.compare import Compare
 from loophil.ui.contracts import AT_ONCE, Contracts
+from loophil.ui.export import Export
+from loophil.ui.history import History
+from loophil.ui.progress import Progress
 
 if TYPE_CHECKING:
     from loophil.session import Session
@@ -24,7 +28,7 @@ TICK = 1.5  # seconds between two looks at the loop's snapshot
 WAITING = 64  # jobs in the queue of those that wait for the worker
 UNSEEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LIGHT = UNSEEN | {"queue": False, "concurrency_limit": None, "trigger_mode": "multiple"}
-SLOW = UNSEEN | {"concurrency_limit": AT_ONCE}
+SLOW = UNSEEN | {"concurrency_limit": AT_ONCE, "trigger_mode": "multiple"}
 
 
 class Page(gr.Blocks):  # type: ignore[misc]  # gradio is not read by the type checker
@@ -37,7 +41,7 @@ class Page(gr.Blocks):  # type: ignore[misc]  # gradio is not read by the type c
 
 def page(session: "Session", access: Access) -> gr.Blocks:
     """The widgets and their events over one session."""
-    board = Board(session, access)
+    board, compare, past = Board(session, access), Compare(session, access), History(session, access)
     with Page(title="LoopHIL", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         Contracts(session, access).attach()
         bar = component("bar")
@@ -50,15 +54,21 @@ def page(session: "Session", access: Access) -> gr.Blocks:
                 progress = component("progress")
             with gr.Tab("Compare"):
                 pair = component("compare")
+            with gr.Tab("History"):
+                history = component("history")
             with gr.Tab("Export"):
                 export = component("export")
         bar.hold(board.hold, None, bar, **LIGHT)
         rating.sync(board.sync, None, [rating, bar], **LIGHT)
         rating.ask(board.ask, None, rating, **LIGHT)
-        progress.look(board.progress, None, progress, **LIGHT)
-        progress.go_back(board.go_back, None, progress, **LIGHT)
-        pair.draw(board.draw_pair, None, pair, **SLOW)
-        export.make(board.make_file, None, export, **SLOW)
+        progress.look(Progress(session).look, None, progress, **LIGHT)
+        for name in ("versions", "answer"):
+            getattr(pair, name)(getattr(compare, name), None, pair, **LIGHT)
+        for name in ("draw", "ask"):
+            getattr(pair, name)(getattr(compare, name), None, pair, **SLOW)
+        for name in ("look", "group", "go_back", "rename", "take", "forget"):
+            getattr(history, name)(getattr(past, name), None, history, **LIGHT)
+        export.make(Export(session, access).make, None, export, **SLOW)
         gr.Timer(TICK).tick(board.bar, None, bar, **(LIGHT | {"trigger_mode": "once"}))
     return blocks.queue(max_size=WAITING, api_open=False)
 

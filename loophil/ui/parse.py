@@ -39,6 +39,13 @@ def whole_number(value: Any, name: str, *, below: int = MAX_SEED) -> int:
     return int(value)
 
 
+def number(value: Any, name: str) -> float:
+    """A finite number; True, "7" and NaN are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_SEED:
+        raise InvalidInput(f"{name} must be a number, not {shown(value)}.")
+    return float(value)
+
+
 def ratings(value: Any) -> tuple[float | None, ...]:
     """A list of numbers and nulls, also as JSON text. How many and how large they may be is the session's to say."""
     entries = _from_json(value) if isinstance(value, str) else value

@@ -15,6 +15,12 @@ function paint() {
   say('.ratings', status.ratings);
   say('.ready', status.ready);
   say('.pending', status.pending);
+  show('.better', status.better !== null);
+  if (status.better) {
+    say('.share', `${percent(status.better.share)}% better`);
+    say('.against', `than base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
+    find('.better').title = verdictWords(status.better);
+  }
   say('.error', status.last_error || '');
   show('.error', Boolean(status.last_error));
   say('.pause', status.paused ? 'Resume' : 'Pause');

@@ -34,13 +34,8 @@ let said = 0;
 
 // --- what is kept in the browser ---------------------------------------------------------------------------------------------------------
 
-function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
-}
-
 function recall() {
-  rater = storage((s) => s.getItem('loophil.rater')) || newId();
-  storage((s) => s.setItem('loophil.rater', rater));
+  rater = browserName();
   tab = storage(() => sessionStorage.getItem('loophil.tab')) || newId();
   storage(() => sessionStorage.setItem('loophil.tab', tab));
   storage((s) => {
@@ -268,14 +263,14 @@ function undo() {
   if (!guest) post({ uid: newId(), gid: group.id, kind: 'undo', order: [], at: Date.now() });
 }
 
-function bringBack(group) {
+function bringBack(group, words = 'Taken back') {
   clearTimeout(leaving);
   leaving = 0;
   if (current?.id === group.id) return;
   queue = [...(current ? [current] : []), ...queue.filter((other) => other.id !== group.id)];
   current = loaded(group);
   last = null;
-  say('.last', 'Taken back');
+  say('.last', words);
   put();
 }
 
@@ -383,6 +378,23 @@ function onStatus(event) {
   if (!current) tell();
 }
 
+// Another tab of the page sends a rated group here, to be rated anew.
+function onAgain(event) {
+  if (!element.isConnected) { window.removeEventListener('loophil:again', onAgain); return; }
+  seen.delete(event.detail.id);
+  bringBack(event.detail, 'Rated before. What you choose now counts instead.');
+}
+
+// Somebody deleted what they rated: what is on its way would file it again.
+function onForgotten() {
+  if (!element.isConnected) { window.removeEventListener('loophil:forgotten', onForgotten); return; }
+  for (const act of outbox) storage((s) => s.removeItem(`${PREFIX}act.${act.uid}`));
+  outbox = [];
+  history = [];
+  storage(() => sessionStorage.removeItem(`${PREFIX}history`));
+  tell();
+}
+
 function tick() {
   if (!element.isConnected) { clearInterval(clock); return; }
   const now = performance.now();
@@ -396,6 +408,8 @@ function tick() {
 
 const clock = setInterval(tick, 1500);
 window.addEventListener('loophil:status', onStatus);
+window.addEventListener('loophil:again', onAgain);
+window.addEventListener('loophil:forgotten', onForgotten);
 window.addEventListener('focus', look);
 window.addEventListener('blur', look);
 watch('value', () => absorb(props.value || {}));

@@ -17,6 +17,19 @@ function parsed(text) {
 
 const storage = (use) => { try { return use(localStorage); } catch { return null; } };  // blocked in some frames: then nothing survives a reload
 
+function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+// Under which name this browser rates, where nobody signs in.
+function browserName() {
+  const name = storage((s) => s.getItem('loophil.rater')) || newId();
+  storage((s) => s.setItem('loophil.rater', name));
+  return name;
+}
+
+const openTab = (name) => [...document.querySelectorAll('.lh-tabs [role=tab]')].find((tab) => tab.textContent.trim() === name)?.click();
+
 function age(seconds) {
   const s = Math.max(0, Math.round(seconds));
   if (s < 90) return `${s} s ago`;
@@ -26,6 +39,13 @@ function age(seconds) {
 }
 
 const ordinal = (n) => n + { one: 'st', two: 'nd', few: 'rd', other: 'th' }[new Intl.PluralRules('en', { type: 'ordinal' }).select(n)];
+
+const versionName = (number, name) => (number === 0 ? 'base' : `v${number}`) + (name ? ` ${name}` : '');
+
+const percent = (share) => Math.round(100 * share);
+
+// How a version did in the blind test; the interval is Wilson's, of 95%.
+const verdictWords = (v) => `v${v.version} wins ${v.wins} of ${count(v.n, 'blind pair')} against the base: ${percent(v.share)}% (${percent(v.low)} to ${percent(v.high)})`;
 
 const count = (n, one, many) => `${n} ${n === 1 ? one : many || `${one}s`}`;
 

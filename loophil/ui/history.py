@@ -1,0 +1,89 @@
+"""What the History tab sends and gets: what was rated, all versions, ratings as files, and the deletion of one's own."""
+
+import time
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
+
+from loophil.errors import InvalidInput
+from loophil.ui import answers, parse
+from loophil.ui.access import Access
+from loophil.ui.contracts import GUEST
+from loophil.ui.events import Answer, answering, sent_with
+
+if TYPE_CHECKING:
+    from loophil.session import Session
+
+PAGE = 20  # entries
+
+
+class History:
+    """The handlers. Everybody may look at what was rated, by whom only those who may rate."""
+
+    def __init__(self, session: "Session", access: Access) -> None:
+        self.session = session
+        self.access = access
+
+    @answering
+    def look(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """A page of what was rated, newest first, by the filters sent along, and the versions."""
+        sent = sent_with(event)
+        mine = self._me(request, event)
+        version, before = (None if sent.get(name) in (None, "") else parse.whole_number(sent[name], name) for name in ("version", "before"))
+        kind = parse.text(sent.get("kind"), "kind") or None
+        entries = self.session.history(rater=mine if sent.get("mine") else None, version=version, kind=kind, before=before, limit=PAGE + 1)
+        rows = [answers.history_row(entry, self.session.images, mine=mine, named=mine != GUEST) for entry in entries[:PAGE]]
+        return {"entries": rows, "more": len(entries) > PAGE, "before": before, **self._versions()}
+
+    @answering
+    def group(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """A rated group, to be rated anew on the board."""
+        self.access.teacher(request)
+        group = self.session.group(parse.text(sent_with(event).get("group"), "group"))
+        return {"again": answers.board_group(group, self.session.images)}
+
+    @answering
+    def go_back(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Publish an older version again."""
+        self.access.teacher(request)
+        self.session.rollback(parse.whole_number(sent_with(event).get("number"), "version"))
+        return self._versions()
+
+    @answering
+    def rename(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Give a version a name."""
+        self.access.teacher(request)
+        sent = sent_with(event)
+        self.session.name_version(parse.whole_number(sent.get("number"), "version"), parse.text(sent.get("name"), "name"))
+        return self._versions()
+
+    @answering
+    def take(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """All ratings as a file, for those who may rate: there are names in it."""
+        self.access.teacher(request)
+        format = parse.text(sent_with(event).get("format"), "format")
+        text = self.session.ratings_file(format).encode("utf-8")
+        name = f"{self.session.status().run}-ratings.{format}"
+        return {"url": f"gradio_api/file={save_bytes_to_cache(text, name, get_upload_folder())}", "file": name, "bytes": len(text)}
+
+    @answering
+    def forget(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Delete one's own ratings, for ever."""
+        rater = self._me(request, event)
+        self.access.teacher(request)
+        if rater == GUEST:
+            raise InvalidInput("Only who has rated has ratings to delete: sign in first.")
+        return {"forgotten": self.session.forget(rater), **self._versions()}
+
+    def _me(self, request: gr.Request, event: gr.EventData) -> str:
+        """Under which name this browser's ratings are filed."""
+        if not self.access.may_teach(request):
+            return GUEST
+        return self.access.board_rater(request, parse.text(sent_with(event).get("rater"), "rater")) or GUEST
+
+    def _versions(self) -> Answer:
+        names = self.session.version_names()
+        rows = [answers.version_row(version, names.get(version.number, "")) for version in reversed(self.session.versions())]
+        return {"versions": rows, "current": self.session.status().policy_version, "now": time.time()}

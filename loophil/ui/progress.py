@@ -1,0 +1,63 @@
+"""What the Progress tab gets: does it learn, in words and in pictures, and what each update did."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from loophil.types import Mean
+from loophil.ui import answers
+from loophil.ui.events import Answer, answering
+
+if TYPE_CHECKING:
+    from loophil.session import Session
+
+POINTS = 200  # of a curve; more only cost the page time
+ROWS = 24  # versions in the table of pictures
+LINES = 60  # of the log
+
+
+class Progress:
+    """The handlers; they only read."""
+
+    def __init__(self, session: "Session") -> None:
+        self.session = session
+
+    @answering
+    def look(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Everything that the tab shows."""
+        prompts, strip = self.session.strip()
+        images, names = self.session.images, self.session.version_names()
+        rows = [
+            {"version": version, "name": names.get(version, ""), "pictures": {str(i): answers.picture_url(images, file) for i, file in drawn.items()}}
+            for version, drawn in strip.items()
+        ]
+        updates = self.session.updates()
+        return {
+            "prompts": prompts,
+            "rows": [row for row in rows[:1] if len(rows) > ROWS] + rows[-ROWS:],
+            "verdicts": [answers.verdict(tally) for tally in reversed(self.session.tallies())],
+            "curves": curves(self.session.curves()),
+            "log": [answers.update_line(update) for update in updates[-LINES:]],
+            "current": self.session.status().policy_version,
+            "now": time.time(),
+        }
+
+
+def curves(means: Sequence[Mean]) -> list[dict[str, Any]]:
+    """[{source, points: [[version, mean], ...]}], each at most POINTS long: neighbouring versions are put together, by how much is behind them."""
+    of: dict[str, list[Mean]] = {}
+    for mean in means:
+        of.setdefault(mean.source, []).append(mean)
+    return [{"source": source, "points": _thinned(of[source])} for source in sorted(of, key=lambda source: (source != "stars", source))]
+
+
+def _thinned(means: Sequence[Mean]) -> list[list[float]]:
+    width = -(-len(means) // POINTS)
+    points = []
+    for start in range(0, len(means), width):
+        bin_ = means[start : start + width]
+        n = sum(mean.n for mean in bin_)
+        points.append([bin_[-1].version, round(sum(mean.mean * mean.n for mean in bin_) / n, 4)])
+    return points
