@@ -17,10 +17,10 @@ from PIL import Image
 from loophil.config import Settings
 from loophil.errors import ConfigError
 from loophil.loop import Engine, Loop
-from loophil.prompts import PromptSource, held_out, load_prompts
+from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
 from loophil.store import Store, open_run
-from loophil.types import DrawSettings
+from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
@@ -38,7 +38,11 @@ def build(settings: Settings) -> Session:
     source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
     loop = Loop(store, settings, source, lambda: load_engine(settings), scales)
     loop.start()
-    return Session(loop, lambda engine, format: export_adapter(engine, format, store, settings, source.prompts), blind_prompts=measured)
+
+    def export(engine: Engine, format: str, label: Label) -> Path:
+        return export_adapter(engine, format, label, store=store, settings=settings, prompts=source.prompts)
+
+    return Session(loop, export, blind_prompts=measured)
 
 
 def reward_scales(settings: Settings) -> dict[str, float]:
@@ -119,16 +123,19 @@ def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], 
     return score
 
 
-def export_adapter(engine: Engine, format: str, store: Store, settings: Settings, prompts: Sequence[str]) -> Path:
-    """Writes the published adapter to the run's exports folder, with pictures of the first prompts before and after."""
+def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, settings: Settings, prompts: Sequence[str]) -> Path:
+    """Writes the published adapter to the run's exports folder, with pictures before and after: of the label's covers, or of the first prompts."""
+    from loophil.evaluation import wilson
     from loophil.export import Adapter, BeforeAfter, export
 
     policy, version, counts = engine.policy, store.current_version(), store.counts()
     draw = DrawSettings.of(settings.draw)
     pictures = []
-    for prompt in prompts[:PICTURED_PROMPTS]:
+    for prompt in label.covers or [expand(prompt, seed=PICTURED_SEED) for prompt in prompts[:PICTURED_PROMPTS]]:
         base, tuned = (engine.sampler.pictures(prompt, draw, (PICTURED_SEED,), who=who)[0] for who in ("base", "published"))
         pictures.append(BeforeAfter(prompt, PICTURED_SEED, base, tuned))
+    blind = next((tally for tally in store.tallies() if tally.version == version.number), None)
+    licence = "apache-2.0" if settings.model == "embedded" else "other"
     adapter = Adapter(
         weights=policy.weights(),
         rank=settings.lora.rank,
@@ -136,14 +143,16 @@ def export_adapter(engine: Engine, format: str, store: Store, settings: Settings
         targets=tuple(policy.targets),
         base_model="loophil-embedded" if settings.model == "embedded" else settings.model,
         revision=_revision(settings),
-        licence="apache-2.0" if settings.model == "embedded" else "other",
+        licence=label.licence or licence,
+        trigger=label.trigger,
         version=version.number,
         ratings=version.ratings,
-        run=store.name,
+        run=label.name or store.name,
         resolution=pictures[0].base.width if pictures else 512,
         architecture="loophil-embedded" if settings.model == "embedded" else policy.family.architecture,
         created=version.created,
         updates=counts.updates,
+        win_rate=(blind.share, *wilson(blind.share * blind.n, blind.n)) if blind and blind.share is not None else None,
         rewards={"human": settings.learn.human_weight, **settings.rewards},
         component=policy.family.component,
     )

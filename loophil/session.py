@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,24 @@ from loophil.errors import InvalidInput, LoopHILError
 from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
 from loophil.store import Update, to_csv, to_jsonl
-from loophil.types import MAX_SEED, Act, Entry, Group, Look, Mean, Pair, Receipt, Status, Tally, Version
+from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.worker import Stopped
 
 FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
 DEFAULT_RATER = "me"
-MAX_STRENGTH = 1.5
+MAX_STRENGTH, MAX_COVERS = 1.5, 4
 RATINGS_FILES = {"csv": to_csv, "jsonl": to_jsonl}
 
 
 class Session:
     """One open run. Thread-safe. Methods raise InvalidInput, with one sentence, for anything that cannot be; nothing is changed then.
 
-    export          writes the adapter as one file and gives its path: (engine, format) -> path; runs in the worker
+    export          writes the adapter as one file and gives its path: (engine, format, label) -> path; runs in the worker
     blind_prompts   what the blind test draws, best what is never trained on; empty = the run's list
     """
 
-    def __init__(self, loop: Loop, export: Callable[[Engine, str], Path], *, blind_prompts: Sequence[str] = ()) -> None:
+    def __init__(self, loop: Loop, export: Callable[[Engine, str, Label], Path], *, blind_prompts: Sequence[str] = ()) -> None:
         self._loop, self._export = loop, export
         self._store = loop.store
         self._blind = BlindTest(loop.store, self._drawn, blind_prompts or loop.prompts.prompts)
@@ -184,11 +185,15 @@ class Session:
         self._wait(self._loop.rollback(version))
         return self.status()
 
-    def export(self, format: str = "diffusers") -> Path:
+    def export(self, format: str = "diffusers", label: Label | None = None) -> Path:
         """The current LoRA as one file: "diffusers" or "peft" (zip of a folder), "kohya" (A1111, ComfyUI)."""
         if format not in FORMATS:
             raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
-        path: Path = self._wait(self._loop.call("exporting", lambda engine: self._export(engine, format)))
+        label = label or Label()
+        if len(label.covers) > MAX_COVERS:
+            raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
+        drawn = replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))
+        path: Path = self._wait(self._loop.call("exporting", lambda engine: self._export(engine, format, drawn)))
         return path
 
     def measure(self, work: Callable[[Engine], Any]) -> Any:

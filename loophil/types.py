@@ -171,6 +171,19 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Label:
+    """What a person wants on an exported file; "" and () = what the run and its base say.
+
+    name: of the file;  trigger: the phrase that calls the LoRA up;  covers: up to four prompts, drawn before and after
+    """
+
+    name: str = ""
+    trigger: str = ""
+    licence: str = ""
+    covers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Mean:
     """The mean of one source ("stars" = all people's, else a reward model) over the n images by one version that it knows."""
 

@@ -25,7 +25,7 @@ from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource
 from loophil.session import Session
 from loophil.store import open_run
-from loophil.types import Drawing, DrawSettings, Lesson, UpdateStats
+from loophil.types import Drawing, DrawSettings, Label, Lesson, UpdateStats
 
 PROMPTS = [f"picture number {i}" for i in range(12)]
 DRAW_SECONDS, UPDATE_SECONDS, MICRO_STEPS = 2.0, 3.0, 12
@@ -210,7 +210,7 @@ def fake_loop(runs: Path, fake: FakeEngine, *, threaded: bool = True, **changes:
     return Loop(store, settings, prompts, fake.engine, dict.fromkeys(settings.rewards, 1.0), clock=fake.clock)
 
 
-def no_export(engine: Engine, format: str) -> Path:
+def no_export(engine: Engine, format: str, label: Label) -> Path:
     raise AssertionError("nothing is exported here")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from loophil.blind import Question
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
 from loophil.store import Update
-from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Look, Mean, Pair, Receipt, Status, Tally, Version
+from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 
 FORMATS = ("diffusers", "peft", "kohya")
 SETTINGS = DrawSettings(num_inference_steps=2, guidance_scale=3.0, eta=1.0)
@@ -56,6 +56,7 @@ class FakeSession:
             self.answers: dict[str, tuple[Act, Receipt]] = {}
             self.published = [Version(0, None, "base", time.time(), 0, "")]
             self.pairs: dict[str, Pair] = {}
+            self.label: Label | None = None
             self.version_titles: dict[int, str] = {}
             self.paused = False
             self.worker = "waiting for ratings"
@@ -273,9 +274,10 @@ class FakeSession:
         self.published.append(dataclasses.replace(self.published[-1], number=self.published[-1].number + 1, parent=version, kind="rollback"))
         return self.status()
 
-    def export(self, format: str) -> Path:
+    def export(self, format: str, label: Label | None = None) -> Path:
         if format not in FORMATS:
             raise InvalidInput(f"Unknown format {format!r}. Choose from: {', '.join(FORMATS)}.")
+        self.label = label
         path = self.folder / f"{format}-v{self.published[-1].number}.zip"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("README.md", f"version {self.published[-1].number}")

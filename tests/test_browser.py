@@ -4,6 +4,7 @@ Most tests serve a session in memory; `test_the_whole_loop` runs the real app: o
 """
 
 import dataclasses
+import hashlib
 import re
 import signal
 import statistics
@@ -18,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from loophil.config import Settings
-from loophil.types import Act, Pair
+from loophil.types import Act, Label, Pair
 from tests.fake_session import FakeSession
 from tests.serving import serving
 
@@ -1160,6 +1161,25 @@ def test_export_gives_this_versions_file_with_one_click(desk: tuple[FakeSession,
         assert download.value.suggested_filename == f"kohya-v{version}.zip"
         with zipfile.ZipFile(download.value.path()) as archive:
             assert archive.read("README.md") == f"version {version}".encode()
+    expect(page.locator(".learned")).to_have_text("v2, learned from 8 rated images in 2 updates.")
+    expect(page.locator(".sha256")).to_have_text(hashlib.sha256((session.folder / "kohya-v2.zip").read_bytes()).hexdigest())
+    expect(page.locator(".load")).to_contain_text("<lora:kohya-v2:1>")
+
+
+def test_what_stands_on_the_file_is_the_persons_to_say(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("tab", name="Export").click()
+    page.get_by_label("Name of the file").fill("warm-shapes")
+    page.get_by_label("Trigger phrase").fill("in my style")
+    page.get_by_label("Licence").fill("mit")
+    page.get_by_label("Cover pictures").fill("a red circle\n\n two stars ")
+    page.get_by_role("button", name="Make file").click()
+    expect(page.locator(".load")).to_contain_text('pipe.load_lora_weights("diffusers-v0")')
+    assert session.label == Label("warm-shapes", "in my style", "mit", ("a red circle", "two stars"))
+    page.get_by_label("Name of the file").fill("Not A Name")
+    page.get_by_role("button", name="Make file").click()
+    assert page.eval_on_selector(".name", "input => !input.validity.valid")
+    assert session.label == Label("warm-shapes", "in my style", "mit", ("a red circle", "two stars"))
 
 
 # --- strangers -----------------------------------------------------------------------------------------------------------------------------

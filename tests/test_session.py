@@ -25,7 +25,7 @@ from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource
 from loophil.session import Session
 from loophil.store import open_run
-from loophil.types import Act, Group
+from loophil.types import Act, Group, Label
 from tests.fake_engine import PROMPTS, FakeEngine, fake_loop, fake_session, fake_settings, no_export
 
 SOON = 120.0  # seconds; reached only by a test that fails
@@ -162,16 +162,24 @@ def test_group_that_was_rated_and_undone_is_learned_as_rated_last(inline: Sessio
 
 def test_export_and_measuring_get_the_engine(runs: Path, fake: FakeEngine) -> None:
     loop = fake_loop(runs, fake, threaded=False)
-    made: list[tuple[Any, str]] = []
+    made: list[tuple[Any, str, Label]] = []
 
-    def export(engine: Engine, format: str) -> Path:
-        made.append((engine.policy, format))
+    def export(engine: Engine, format: str, label: Label) -> Path:
+        made.append((engine.policy, format, label))
         return runs / f"lora.{format}"
 
     session = Session(loop, export)
     loop.start()
     assert [session.export(format).name for format in ("diffusers", "peft", "kohya")] == ["lora.diffusers", "lora.peft", "lora.kohya"]
-    assert [(policy is fake, format) for policy, format in made] == [(True, "diffusers"), (True, "peft"), (True, "kohya")]
+    assert [(policy is fake, format, label) for policy, format, label in made] == [
+        (True, format, Label()) for format in ("diffusers", "peft", "kohya")
+    ]
+    session.export("peft", Label("mine", "in my style", "mit", (" a {cat|cat} ", "a dog")))
+    assert made[-1][2] == Label("mine", "in my style", "mit", ("a cat", "a dog"))
+    for covers in (("a",) * 5, ("a {cat",)):
+        with pytest.raises(InvalidInput):
+            session.export("peft", Label(covers=covers))
+    assert len(made) == 4
     assert session.measure(lambda engine: engine.device) == "fake"
     session.close()
 

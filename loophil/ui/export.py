@@ -1,16 +1,35 @@
-"""What the Export tab sends and gets: the LoRA as one file, with what is to stand in its card."""
+"""What the Export tab sends and gets: the LoRA as one file, with what is to stand on it, and how to load it."""
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from loophil.ui import parse
+from loophil.errors import InvalidInput
+from loophil.types import Label
+from loophil.ui import answers, parse
 from loophil.ui.access import Access
 from loophil.ui.contracts import for_download
 from loophil.ui.events import Answer, answering, sent_with
 
 if TYPE_CHECKING:
     from loophil.session import Session
+
+HOW_TO_LOAD = {
+    "diffusers": """# unpack {file} first
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+pipe.load_lora_weights("{name}")""",
+    "peft": """# unpack {file} first
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+pipe.unet = PeftModel.from_pretrained(pipe.unet, "{name}")""",
+    "kohya": """ComfyUI: copy {file} to models/loras, put a Load LoRA node behind the checkpoint.
+A1111: copy {file} to models/Lora, write <lora:{name}:1> into the prompt.""",
+}
 
 
 class Export:
@@ -22,7 +41,35 @@ class Export:
 
     @answering
     def make(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """Export, and where to fetch it."""
+        """Export, where to fetch it, its checksum, what is in it and how to load it."""
         self.access.teacher(request)
-        path = self.session.export(parse.text(sent_with(event).get("format"), "format"))
-        return {"url": f"gradio_api/file={for_download(path)}", "name": path.name, "bytes": path.stat().st_size}
+        sent = sent_with(event)
+        format = parse.text(sent.get("format"), "format")
+        path = self.session.export(format, read_label(sent))
+        status = self.session.status()
+        model = "data/base" if status.model == "embedded" else status.model
+        blind = [answers.verdict(tally) for tally in self.session.tallies() if tally.version == status.policy_version]
+        return {
+            "url": f"gradio_api/file={for_download(path)}",
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "load": HOW_TO_LOAD[format].format(file=path.name, name=path.stem, model=model),
+            "version": status.policy_version,
+            "ratings": status.ratings,
+            "updates": status.updates,
+            "blind": blind[0] if blind else None,
+        }
+
+
+def read_label(sent: Any) -> Label:
+    """What is to stand on the file. That a name can be one is the export's to say."""
+    covers = sent.get("covers") or []
+    if not isinstance(covers, list) or not all(isinstance(prompt, str) for prompt in covers):
+        raise InvalidInput(f"covers must be a list of prompts, not {parse.shown(covers)}.")
+    return Label(
+        name=parse.text(sent.get("name"), "name"),
+        trigger=parse.text(sent.get("trigger"), "trigger phrase"),
+        licence=parse.text(sent.get("licence"), "licence"),
+        covers=tuple(covers),
+    )

@@ -17,8 +17,8 @@ function paint() {
   say('.pending', status.pending);
   show('.better', status.better !== null);
   if (status.better) {
-    say('.share', `${percent(status.better.share)}% better`);
-    say('.against', `than base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
+    say('.share', `${percent(status.better.share)}% wins`);
+    say('.against', `against base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
     find('.better').title = verdictWords(status.better);
   }
   say('.error', status.last_error || '');

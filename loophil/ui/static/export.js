@@ -1,10 +1,15 @@
 // Makes the file of the version in use and fetches it: one click.
-find('.make').addEventListener('click', () => {
+find('.lh-ask').addEventListener('submit', (event) => {
+  event.preventDefault();
   find('.make').disabled = true;
   say('.make', 'Making the file');
   show('.error', false);
-  trigger('make', { format: find('input:checked').value });
+  const [name, trigger_, licence] = ['name', 'trigger', 'licence'].map((field) => find(`.${field}`).value.trim());
+  const covers = find('.covers').value.split('\n').map((prompt) => prompt.trim()).filter(Boolean);
+  trigger('make', { format: find('input:checked').value, name, trigger: trigger_, licence, covers });
 });
+
+find('.copy').addEventListener('click', () => navigator.clipboard?.writeText(find('.load').textContent));
 
 watch('value', () => {
   const value = props.value || {};
@@ -16,9 +21,13 @@ watch('value', () => {
   show('.made', Boolean(value.url));
   if (!value.url) return;
   const link = find('.file');
-  link.textContent = value.name;
+  link.textContent = value.file;
   link.href = value.url;
-  link.download = value.name;
-  say('.size', `(${(value.bytes / 1e6).toFixed(1)} MB)`);
+  link.download = value.file;
+  say('.size', `${(value.bytes / 1e6).toFixed(1)} MB`);
+  const blind = value.blind ? `; ${verdictWords(value.blind)}` : '';
+  say('.learned', `v${value.version}, learned from ${count(value.ratings, 'rated image')} in ${count(value.updates, 'update')}${blind}.`);
+  say('.sha256', value.sha256);
+  say('.load', value.load);
   link.click();
 });
