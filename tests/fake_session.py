@@ -57,6 +57,7 @@ class FakeSession:
             self.published = [Version(0, None, "base", time.time(), 0, "")]
             self.pairs: dict[str, Pair] = {}
             self.label: Label | None = None
+            self.no_signal = 0
             self.version_titles: dict[int, str] = {}
             self.paused = False
             self.worker = "waiting for ratings"
@@ -79,6 +80,7 @@ class FakeSession:
             ready=self.stock,
             worker=self.worker,
             paused=self.paused,
+            no_signal=self.no_signal,
             last_error=self.last_error,
             time=time.time(),
         )

@@ -15,6 +15,9 @@ function paint() {
   say('.ratings', status.ratings);
   say('.ready', status.ready);
   say('.pending', status.pending);
+  show('.fresh', status.freshness !== null);
+  if (status.freshness !== null) say('.kept', `${percent(status.freshness)}%`);
+  find('.fresh').title = 'How much of what the last update learned from was drawn by a version young enough for LOOP';
   show('.better', status.better !== null);
   if (status.better) {
     say('.share', `${percent(status.better.share)}% wins`);

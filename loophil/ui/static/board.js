@@ -4,6 +4,7 @@ const PREFIX = `loophil.${find('.lh-board').dataset.run}.`;
 const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120;  // ms for which a finished choice stays in view
 const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
+const SEEN_TAB = 12000;  // ms after which a tab that was silent is taken for closed
 const MODE_KEPT = 'loophil.stars';
 
 const cards = findAll('.lh-card');
@@ -31,6 +32,8 @@ let status = null;
 let lastSent = 0;
 let lastAnswer = 0;
 let said = 0;
+const others = new Map();  // this browser's other tabs on the run -> when they were heard of
+const channel = 'BroadcastChannel' in window ? new BroadcastChannel(`${PREFIX}tabs`) : null;
 
 // --- what is kept in the browser ---------------------------------------------------------------------------------------------------------
 
@@ -90,8 +93,12 @@ function absorb(value) {
 }
 
 function loaded(group) {
-  return { ...group, images: group.pictures.map((src) => picture(src, '')) };
+  const made = { ...group, images: group.pictures.map((src) => picture(src, '')) };
+  for (const image of made.images) image.addEventListener('error', () => { if (current === made) mend(made, image); });
+  return made;
 }
+
+const broken = (image) => image.complete && image.naturalWidth === 0;
 
 function offer(prompts) {
   find('datalist').replaceChildren(...prompts.map((text) => { const option = make('option'); option.value = text; return option; }));
@@ -117,13 +124,25 @@ function put() {
     const frame = card.querySelector('.frame');
     const image = current && !card.hidden ? current.images[order[shown]] : null;
     if (image) image.alt = `candidate ${shown + 1} of ${order.length}`;
-    frame.classList.toggle('lost', Boolean(image) && image.complete && image.naturalWidth === 0);
+    frame.classList.toggle('lost', Boolean(image) && broken(image));
     frame.replaceChildren(...(image ? [image] : []));
     picks[shown].setAttribute('aria-disabled', String(current === null));  // not `disabled`, which would lose the focus between groups
   });
   say('.prompt', current ? current.prompt : '\u00a0');
+  for (const image of current?.images.filter(broken) || []) mend(current, image);
   shownAt = performance.now();
   tell();
+}
+
+// A picture that is gone for good makes its group one that says nothing; one that only could not be fetched is tried again.
+async function mend(group, image) {
+  const answer = await fetch(image.dataset.src, { method: 'HEAD', cache: 'no-store' }).catch(() => null);
+  if (current !== group) return;
+  if (answer && answer.status >= 400 && answer.status < 500) {
+    commit('skip', {}, 'skipped, a picture is lost');
+  } else {
+    setTimeout(() => { if (current === group) { image.src = image.dataset.src; image.closest('.frame')?.classList.remove('lost'); } }, RESEND);
+  }
 }
 
 function shuffle(list) {
@@ -307,7 +326,8 @@ function tell() {
     picks[shown].setAttribute('aria-current', String(its));
   });
   const unsent = guest ? 0 : outbox.length;
-  say('.ahead', [unsent > 1 ? `${unsent} to send` : '', queue.length ? `${queue.length} more ready` : ''].filter(Boolean).join(' · '));
+  const waited = current || leaving || guest ? '' : `waiting for ${Math.round((performance.now() - shownAt) / 1000)} s`;
+  say('.ahead', [unsent > 1 ? `${unsent} to send` : '', queue.length ? `${queue.length} more ready` : waited].filter(Boolean).join(' · '));
 }
 
 function hint() {
@@ -375,6 +395,7 @@ function look() {
 function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
   status = event.detail;
+  show('.unsaid', status.updates === 0 && status.no_signal > 2);
   if (!current) tell();
 }
 
@@ -399,6 +420,8 @@ function tick() {
   if (!element.isConnected) { clearInterval(clock); return; }
   const now = performance.now();
   look();
+  if (visible() && !guest) channel?.postMessage(tab);
+  show('.twice', !guest && [...others.values()].some((heard) => now - heard < SEEN_TAB));
   if (said && now - said > 12000) { notice(''); said = 0; }
   if (!guest && outbox.length && now - lastAnswer > 5000 && lastSent) notice(`Reconnecting. ${count(outbox.length, 'rating')} kept in this browser.`);
   const since = now - lastSent;
@@ -407,6 +430,7 @@ function tick() {
 }
 
 const clock = setInterval(tick, 1500);
+if (channel) channel.onmessage = ({ data }) => { if (data !== tab) others.set(data, performance.now()); };
 window.addEventListener('loophil:status', onStatus);
 window.addEventListener('loophil:again', onAgain);
 window.addEventListener('loophil:forgotten', onForgotten);
