@@ -15,13 +15,14 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 $(shell $(RUN) -c "" 2>/dev/null || rm -f $(VENV)/installed $(VENV)/installed-dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help app test test-all lint format bench setup setup-dev clean
+.PHONY: help app test test-all lint format bench screenshots setup setup-dev clean
 
 help:
 	@echo "make app       start LoopHIL and print its address   (make app ARGS=\"--port 8000\")"
 	@echo "make test      the tests, 10 minutes at most          make test-all   the slow ones too"
 	@echo "make lint      style and types                        make format     put the style right"
-	@echo "make bench     measure, see README                    make clean      remove .venv and caches"
+	@echo "make bench     measure, see README                    make screenshots   every tab, into bench/out; the README's too"
+	@echo "make clean     remove .venv and caches"
 
 app: setup
 	@$(RUN) app.py $(ARGS)
@@ -43,6 +44,9 @@ format: setup-dev
 
 bench: setup-dev
 	@$(RUN) -m bench $(ARGS)
+
+screenshots: setup-dev
+	@$(RUN) -m bench screenshots --docs $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

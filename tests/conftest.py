@@ -4,7 +4,6 @@ Not a place for fakes of LoopHIL's own parts: those live beside the tests that u
 """
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+from bench import visitor
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,10 +40,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def find_chromium() -> str:
     """The path of a Chromium. Where there is none: a failure under CI, a skip with its reason elsewhere."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    missing = f"no browser: install one of {', '.join(BROWSERS[:3])}"
+    if path := visitor.find_chromium():
+        return path
+    missing = f"no browser: install one of {', '.join(visitor.BROWSERS[:3])}"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
