@@ -6,8 +6,10 @@
 Every knob has one sentence with its unit and its neutral value. Nothing here imports torch.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,19 @@ from loophil.errors import ConfigError
 
 PREFIX = "LOOPHIL_"
 RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+
+# Knobs that may change while a run is open; the others shape what is loaded.
+LIVE = frozenset(
+    {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
+    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness")}
+)
+# How bold the learner is, in three words: how far it may go from the base, and how fast.
+BOLDNESS: dict[str, dict[str, float]] = {
+    "careful": {"learn.beta": 2.0, "learn.learning_rate": 5e-5, "learn.forward_learning_rate": 1e-4},
+    "normal": {"learn.beta": 1.0, "learn.learning_rate": 1e-4, "learn.forward_learning_rate": 2e-4},
+    "bold": {"learn.beta": 0.5, "learn.learning_rate": 2e-4, "learn.forward_learning_rate": 4e-4},
+}
 
 
 class Section(BaseModel):
@@ -164,6 +179,35 @@ class Settings(BaseSettings):
         if faults:
             raise ConfigError("\n".join(f"{fault}." for fault in faults))
         return settings
+
+    def value(self, name: str) -> Any:
+        """What a knob is set to: "seed", "learn.beta". KeyError for one that does not exist."""
+        section, _, knob = name.rpartition(".")
+        owner = getattr(self, section) if section in type(self).model_fields else self
+        if knob not in type(owner).model_fields or (section and owner is self):
+            raise KeyError(name)
+        return getattr(owner, knob)
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """With these knobs at other values, by the names that `value` knows. ConfigError with every fault in one message."""
+        given = self.model_dump()
+        for name, value in changes.items():
+            section, _, knob = name.rpartition(".")
+            try:
+                self.value(name)
+            except KeyError:
+                raise ConfigError(f"{name} is not a setting; `python app.py --help` lists them.") from None
+            (given[section] if section else given)[knob] = value
+        return Settings.read(None, **given)
+
+    def resumed(self, kept: Mapping[str, Any]) -> "Settings":
+        """With what was changed on the page before, where neither a flag nor a variable says otherwise. What no longer fits is left out."""
+        default = Settings()
+        for name, value in kept.items():
+            with contextlib.suppress(ConfigError, KeyError):
+                if self.value(name) == default.value(name):
+                    self = self.changed({name: value})
+        return self
 
 
 def _sentence(fault: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loophil.config import Settings
+from loophil.config import Learn, Settings
 from loophil.errors import RunError
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
@@ -162,10 +162,15 @@ class Learner:
     """Learns from what is in the store. `fresh`: there is something that was not tried in vain; `silent`: new groups that say nothing."""
 
     def __init__(self, store: Store, settings: Settings, scales: Mapping[str, float]) -> None:
-        self.store, self.settings, self.learn, self._scales = store, settings, settings.learn, scales
+        self.store, self.settings, self._scales = store, settings, scales
         self.fresh, self.silent = False, 0
         self._tries: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._clean: dict[str, Trajectory] = {}
+
+    @property
+    def learn(self) -> Learn:
+        """The knobs of an update."""
+        return self.settings.learn
 
     @property
     def current(self) -> int:

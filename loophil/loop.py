@@ -1,7 +1,7 @@
-"""The loop: decides what the worker does next, and for whom. How each job is done is in jobs.py.
+"""The loop: tells the worker what to do next, and for whom. What comes before what is in decide.py, how each job is done in jobs.py.
 
-`decide` is its heart, a pure function of a Situation. The loop validates nothing that a person sends (session.py) and shows
-nothing (ui); what must last is in the store, what is in here can be lost with the process.
+It validates nothing that a person sends (session.py) and shows nothing (ui); what must last is in the store, what is in here can be lost with
+the process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from loophil.config import Settings
+from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.jobs import Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
@@ -28,58 +29,12 @@ from loophil.store import Store
 from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.worker import Job, Stopped, Worker, stop
 
-__all__ = ["Engine", "Loop", "Situation", "decide"]
+__all__ = ["Engine", "Loop"]
 
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
 REST_SECONDS = 10.0  # before drawing or loading is tried again
 MAX_WISHES = 20
 LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What `decide` looks at.
-
-    asked       somebody waits for a group of their own;  present: somebody looks at the board;  ready, target: groups in stock, and wanted there
-    learning    there are ratings or scores that no version has learned from, and it is not paused
-    owed        seconds of updating to come before the next drawing, while learning; below 0 the drawing has its turn
-    resting     drawing or loading has just failed
-    """
-
-    loaded: bool = True
-    resting: bool = False
-    asked: bool = False
-    present: bool = False
-    learning: bool = False
-    owed: float = 0.0
-    ready: int = 0
-    target: int = 4
-    unscored: int = 0
-    strip_due: bool = False
-    strip_late: bool = False
-    auto_due: bool = False
-
-    @property
-    def drawing_wanted(self) -> bool:
-        """Somebody waits for a drawing, and it is the drawing's turn."""
-        waiting = self.asked or (self.present and not self.ready and not self.resting)
-        return waiting and (self.owed < 0 or not self.learning)
-
-
-def decide(s: Situation) -> str:
-    """What the worker does next: the first that is due, "" = nothing."""
-    order = (
-        ("load", not s.loaded and not s.resting),
-        ("draw", s.drawing_wanted and s.unscored <= s.target),
-        ("", s.resting),
-        ("strip", s.strip_late),
-        ("score", s.unscored > 0),
-        ("update", s.learning and (s.owed >= 0 or s.ready >= s.target)),
-        ("prefetch", s.ready < s.target),
-        ("strip", s.strip_due),
-        ("auto", s.auto_due),
-    )
-    return next((work for work, due in order if due), "")
 
 
 class Loop:
@@ -193,6 +148,10 @@ class Loop:
         self.stock.add(group, wanted=True, rater=rater)
         self._news = True
         self._recount()
+
+    def adjust(self, settings: Settings) -> Future[None]:
+        """Goes on with other knobs, between two jobs; what is drawn already stays as it is."""
+        return self.worker.submit("changing settings", lambda: self._adjust(settings), alone=True)
 
     def forgotten(self) -> None:
         """Somebody's ratings were deleted: what counts now is counted, and the last update no longer names them."""
@@ -314,6 +273,7 @@ class Loop:
     def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
         engine, current = self._load(), self.status.policy_version
+        engine.trainer.adjust(self.settings.learn)
         self.learner.restore(engine, current)
         self._engine, self._rest_until = engine, -math.inf
         self._errors.pop(LOADING.split()[0], None)
@@ -321,6 +281,11 @@ class Loop:
             self.strip.want(version)
         self._tell(device=engine.device)
         return engine
+
+    def _adjust(self, settings: Settings) -> None:
+        self.settings = self.studio.settings = self.learner.settings = settings
+        self.engine.trainer.adjust(settings.learn)
+        self._news = True
 
     def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:
         began = self._clock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from loophil.blind import BlindTest, Question
+from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
@@ -27,6 +28,7 @@ from loophil.worker import Stopped
 FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
 DEFAULT_RATER = "me"
+SET_ON_PAGE = "page.settings"  # a note in the store: {knob: value}
 MAX_STRENGTH, MAX_COVERS = 1.5, 4
 RATINGS_FILES = {"csv": to_csv, "jsonl": to_jsonl}
 
@@ -176,6 +178,22 @@ class Session:
         """Learning goes on."""
         self._loop.pause(False)
         return self.status()
+
+    @property
+    def settings(self) -> Settings:
+        """The knobs as they are now."""
+        return self._loop.settings
+
+    def adjust(self, changes: Mapping[str, Any]) -> Settings:
+        """Changes knobs that may change while the run is open ({"learn.beta": 0.5}), for this opening and those to come."""
+        if fixed := sorted(set(changes) - LIVE):
+            raise InvalidInput(f"{', '.join(fixed)} cannot change while the run is open.")
+        settings = self.settings.changed(changes)
+        if new := sorted(set(settings.rewards) - set(self.settings.rewards)):
+            raise InvalidInput(f"{', '.join(new)} was not loaded with this run: start it with --rewards {new[0]}=1.")
+        self._wait(self._loop.adjust(settings))
+        self._store.note(SET_ON_PAGE, {**self._store.noted(SET_ON_PAGE, {}), **changes})
+        return settings
 
     def rollback(self, version: int) -> Status:
         """Publishes an old version's weights as a new version."""

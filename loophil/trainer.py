@@ -59,10 +59,19 @@ class Trainer:
 
     def restart(self) -> None:
         """Fresh optimizers, as for version 0."""
-        rates = {TRAJECTORY: self.learn.learning_rate, FORWARD: self.learn.forward_learning_rate}
         self.optimizers = {
-            part: torch.optim.AdamW(self.policy.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0) for part, rate in rates.items()
+            part: torch.optim.AdamW(self.policy.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0) for part, rate in self._rates().items()
         }
+
+    def adjust(self, learn: Learn) -> None:
+        """Goes on with other knobs; what the optimizers remember stays."""
+        self.learn = learn
+        for part, rate in self._rates().items():
+            for group in self.optimizers[part].param_groups:
+                group["lr"] = rate
+
+    def _rates(self) -> dict[str, float]:
+        return {TRAJECTORY: self.learn.learning_rate, FORWARD: self.learn.forward_learning_rate}
 
     def example(self, lesson: Lesson, trajectory: Trajectory) -> Example:
         """A lesson made ready: its tensors and its prompt's embeddings."""

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from loophil.config import Settings
+from loophil.config import Learn, Settings
 from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource
 from loophil.session import Session
@@ -77,6 +77,7 @@ class FakeEngine:
     updates: list[list[Lesson]] = field(default_factory=list)
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     loads: int = 0
+    learn: Learn | None = None
     hold: Callable[[str], None] = lambda what: None
 
     def engine(self) -> Engine:
@@ -158,6 +159,9 @@ class FakeEngine:
         self.published = own
 
     # trainer
+
+    def adjust(self, learn: Learn) -> None:
+        self.learn = learn
 
     def restart(self) -> None:
         self.momentum = 0.0

@@ -9,12 +9,14 @@ import random
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from loophil.blind import Question
+from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
 from loophil.store import Update
 from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
@@ -57,6 +59,7 @@ class FakeSession:
             self.published = [Version(0, None, "base", time.time(), 0, "")]
             self.pairs: dict[str, Pair] = {}
             self.label: Label | None = None
+            self.knobs = Settings(rewards={"jpeg": 0.5})
             self.no_signal = 0
             self.version_titles: dict[int, str] = {}
             self.paused = False
@@ -262,6 +265,16 @@ class FakeSession:
 
     def versions(self) -> list[Version]:
         return list(self.published)
+
+    @property
+    def settings(self) -> Settings:
+        return self.knobs
+
+    def adjust(self, changes: Mapping[str, Any]) -> Settings:
+        if fixed := sorted(set(changes) - LIVE):
+            raise InvalidInput(f"{', '.join(fixed)} cannot change while the run is open.")
+        self.knobs = self.knobs.changed(changes)
+        return self.knobs
 
     def pause(self) -> Status:
         self.paused = True

@@ -1229,6 +1229,35 @@ def test_what_stands_on_the_file_is_the_persons_to_say(desk: tuple[FakeSession, 
     assert session.label == Label("warm-shapes", "in my style", "mit", ("a red circle", "two stars"))
 
 
+def test_settings_change_what_may_change_and_show_the_rest(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("button", name="Toggle Sidebar").click()
+    panel = page.locator(".lh-settings")
+    expect(panel.get_by_role("radio", name="Normal")).to_be_checked()
+    panel.get_by_text("Bold", exact=True).click()
+    page.wait_for_function("() => document.querySelector('.bold input[value=bold]').checked")
+    for _ in range(100):
+        if session.knobs.learn.beta == 0.5:
+            break
+        page.wait_for_timeout(50)
+    assert (session.knobs.learn.beta, session.knobs.learn.learning_rate) == (0.5, 2e-4)
+    panel.get_by_label("weight of jpeg").fill("1.25")
+    panel.get_by_label("What not to draw").fill("blue <b>")
+    panel.get_by_label("What not to draw").press("Tab")
+    panel.get_by_text("All knobs").click()
+    expect(panel.locator("dd", has_text="jpeg=1.25")).to_be_visible()
+    expect(panel.locator("dd", has_text="blue <b>")).to_be_visible()
+    assert session.knobs.rewards == {"jpeg": 1.25}
+    press(page, "g")
+    page.wait_for_timeout(500)
+    panel.get_by_label("Your name beside your ratings").fill("ann 1234")
+    panel.get_by_label("Your name beside your ratings").press("Tab")
+    page.locator(".lh-board .lh-prompt").click()
+    press(page, "b")
+    wait_for_acts(session, page, 2)
+    assert [act.rater for act in session.acts] == ["me", "ann 1234"]
+
+
 # --- strangers -----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loophil.config import Settings, is_public, knobs
+from loophil.config import BOLDNESS, LIVE, Settings, is_public, knobs
 from loophil.errors import ConfigError
 
 
@@ -74,3 +74,31 @@ def test_public_is_another_host_or_a_space(monkeypatch: pytest.MonkeyPatch) -> N
     assert is_public(Settings.read(["--host", "0.0.0.0"]))
     monkeypatch.setenv("SPACE_ID", "someone/loophil")
     assert is_public(Settings.read([]))
+
+
+@pytest.mark.parametrize("name", ["learn.betas", "nothing", "draw.beta.x", "learning.beta"])
+def test_changing_what_is_no_knob_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        Settings().changed({name: 1})
+
+
+def test_knobs_are_changed_together_or_not_at_all() -> None:
+    before = Settings(rewards={"jpeg": 1.0})
+    after = before.changed({"learn.beta": 0.5, "rewards": {"jpeg": 0.25}, "seed": 7})
+    assert (after.learn.beta, after.rewards, after.seed) == (0.5, {"jpeg": 0.25}, 7)
+    assert after.value("learn.beta") == 0.5
+    assert (before.learn.beta, before.seed) == (1.0, 0)
+    with pytest.raises(ConfigError, match=r"(?s)learn.clip_nats.*learn.beta"):
+        before.changed({"learn.beta": -1, "learn.clip_nats": "x"})
+
+
+def test_what_was_set_on_the_page_comes_back_unless_a_flag_says_otherwise() -> None:
+    kept = {"learn.beta": 0.5, "draw.guidance_scale": 5.0, "learn.gone": 3, "seed": "text"}
+    back = Settings.read(["--draw.guidance-scale", "2"]).resumed(kept)
+    assert (back.learn.beta, back.draw.guidance_scale, back.seed) == (0.5, 2.0, 0)
+
+
+def test_normal_boldness_is_the_default_and_every_live_knob_exists() -> None:
+    assert all(Settings().value(name) == value for name, value in BOLDNESS["normal"].items())
+    assert all(set(preset) <= LIVE for preset in BOLDNESS.values())
+    assert all(Settings().value(name) is not None for name in LIVE)

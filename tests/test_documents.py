@@ -210,7 +210,7 @@ def test_changelog_is_headed_by_the_version_in_the_code() -> None:
 
 def test_missing_browser_fails_under_ci_and_skips_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("tests.conftest.BROWSERS", ("chromium",))
+    monkeypatch.setattr("bench.visitor.BROWSERS", ("chromium",))
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="install one of chromium"):
         find_chromium()

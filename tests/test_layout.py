@@ -39,6 +39,7 @@ STOREYS = {
     "loophil.prompts": 1,
     "loophil.stock": 1,
     "loophil.store": 1,
+    "loophil.decide": 0,
     "loophil.advantages": 0,
     "loophil.types": 0,
     "loophil.config": 0,

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from loophil import loop as loop_module
+from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
-from loophil.loop import Loop, Situation, decide
+from loophil.loop import Loop
 from loophil.session import Session
 from loophil.types import Act, Group
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export

@@ -23,7 +23,7 @@ import loophil.worker
 from loophil.errors import InvalidInput, KeyConflict, LoopHILError, RunError, UnknownGroup, UnknownVersion
 from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource
-from loophil.session import Session
+from loophil.session import SET_ON_PAGE, Session
 from loophil.store import open_run
 from loophil.types import Act, Group, Label
 from tests.fake_engine import PROMPTS, FakeEngine, fake_loop, fake_session, fake_settings, no_export
@@ -181,6 +181,38 @@ def test_export_and_measuring_get_the_engine(runs: Path, fake: FakeEngine) -> No
             session.export("peft", Label(covers=covers))
     assert len(made) == 4
     assert session.measure(lambda engine: engine.device) == "fake"
+    session.close()
+
+
+def test_knobs_change_while_the_run_is_open_and_come_back_with_it(runs: Path) -> None:
+    """The next update is told, the next picture drawn so, and the weights of the sources count at once."""
+    fake = FakeEngine(rewards={"dark": 1.0})
+    session = fake_session(runs, fake, threaded=False, rewards={"dark": 1.0})
+    group = session.new_group()
+    session.adjust({"learn.beta": 0.5, "draw.guidance_scale": 5.0, "learn.human_weight": 0.0, "rewards": {"dark": 2.0}})
+    assert fake.learn is not None
+    assert (fake.learn.beta, session.settings.rewards) == (0.5, {"dark": 2.0})
+    session.rate(stars(group))
+    assert set(fake.updates[-1][0].shares) == {"dark"}
+    assert (group.settings.guidance_scale, session.new_group().settings.guidance_scale) == (3.0, 5.0)
+    for changes in ({"draw.num_images_per_prompt": 3}, {"learn.beta": -1.0}, {"rewards": {"other": 1.0}}, {"learn.nothing": 1}):
+        with pytest.raises(LoopHILError):
+            session.adjust(changes)
+    assert session.settings.learn.beta == 0.5
+    session.close()
+    with closing(open_run(runs, None, base_model="fake", revision=None)) as store:
+        assert store.noted(SET_ON_PAGE)["learn.beta"] == 0.5
+
+
+def test_knobs_changed_before_the_model_is_there_reach_it(runs: Path) -> None:
+    fake = FakeEngine()
+    loop = fake_loop(runs, fake, threaded=False)
+    session = Session(loop, no_export)
+    loop.settings = loop.settings.changed({"learn.beta": 0.25})
+    loop.start()
+    session.new_group()
+    assert fake.learn is not None
+    assert fake.learn.beta == 0.25
     session.close()
 
 

@@ -1,5 +1,6 @@
 """The trainer on a tiny pipeline: gradients, ratios, guards, resuming, and that every objective raises a reward that is known."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -184,6 +185,19 @@ def test_no_micro_batch_is_larger_than_asked_for(part: dict[str, Any], monkeypat
     monkeypatch.setattr(bench.policy, "predict", spy := Mock(wraps=bench.policy.predict))
     bench.train(example)
     assert max(len(call.args[0]) for call in spy.call_args_list) == 3
+
+
+def test_other_knobs_hold_from_the_next_update_on_and_the_optimizers_remember() -> None:
+    bench = Bench(**BOTH)
+    bench.train(bench.example())
+    memory = {part: copy.deepcopy(optimizer.state_dict()["state"]) for part, optimizer in bench.trainer.optimizers.items()}
+    bench.trainer.adjust(bench.trainer.learn.model_copy(update={"learning_rate": 3e-3, "forward_learning_rate": 4e-3, "trajectory_passes": 0}))
+    rates = {part: optimizer.param_groups[0]["lr"] for part, optimizer in bench.trainer.optimizers.items()}
+    assert sorted(rates.values()) == [3e-3, 4e-3]
+    for part, optimizer in bench.trainer.optimizers.items():
+        for i, state in optimizer.state_dict()["state"].items():
+            assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(memory[part][i][name])) for name, value in state.items())
+    assert set(bench.train(bench.example()).taught) == {"forward_process"}
 
 
 def test_an_update_yields_between_micro_batches() -> None:

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.types import Act, Group, Mean
-from loophil.ui import board, compare, export, history, page, parse, progress
+from loophil.ui import board, compare, export, history, page, parse, progress, settings
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
@@ -391,7 +391,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
     before = trace(session)
     private = [d for d in httpx.get(f"{url}/config").json()["dependencies"] if f"/{d['api_name']}" not in CONTRACTS and not d["queue"]]
     answers = [run(url, "any", fn_index=d["id"], event_data=sent, session_hash="eve") for d in private]
-    assert [status for status, _ in answers] == [200] * 13
+    assert [status for status, _ in answers] == [200] * 14
     assert trace(session) == before
 
 
@@ -408,6 +408,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
         (history.History, "take", "csv"),
         (history.History, "forget", ""),
         (export.Export, "make", "peft"),
+        (settings.SettingsPanel, "change", ""),
     ],
 )
 def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: str, format: str) -> None:

@@ -75,10 +75,12 @@ class Access:
             raise InvalidInput(f"You are signed in as {name}: send that as the rater, or nothing.")
         return name
 
-    def board_rater(self, request: Any, browser: str) -> str:
-        """Who the board's acts are filed under: the one who signed in, else one name for each browser, or a single one on a machine of one's own."""
-        name = self.signed_in(request)
-        return self.teacher(request, name or (browser if self.several else ""))
+    def board_rater(self, request: Any, browser: str, name: str = "") -> str:
+        """Who the board's acts are filed under: the one who signed in, else the name that somebody gave themselves, else one for each browser.
+
+        On a machine of one's own every browser without a name is the same person.
+        """
+        return self.teacher(request, self.signed_in(request) or name or (browser if self.several else ""))
 
     def may_teach(self, request: Any) -> bool:
         """Whether `teacher` would let this request through."""

@@ -84,7 +84,7 @@ class Board:
         guest = not self.access.may_teach(request)
         said: Answer = {}
         try:
-            rater = GUEST if guest else self.access.board_rater(request, parse.text(sent.get("rater"), "rater"))
+            rater = GUEST if guest else self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name"))
             said |= {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
             if sent.get("undo") and not guest:
                 said |= self._undo(rater)

@@ -55,7 +55,8 @@ class Compare:
         return {"answered": pair.key, "choice": pair.choice, "left_is_tuned": pair.left_is_tuned, "version": pair.version, **self._known()}
 
     def _rater(self, request: gr.Request, event: gr.EventData) -> str:
-        rater = self.access.board_rater(request, parse.text(sent_with(event).get("rater"), "rater"))
+        sent = sent_with(event)
+        rater = self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name"))
         if not rater:
             raise InvalidInput("A blind answer needs the name of who gives it: reload the page.")
         return rater

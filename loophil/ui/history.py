@@ -81,7 +81,8 @@ class History:
         """Under which name this browser's ratings are filed."""
         if not self.access.may_teach(request):
             return GUEST
-        return self.access.board_rater(request, parse.text(sent_with(event).get("rater"), "rater")) or GUEST
+        sent = sent_with(event)
+        return self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name")) or GUEST
 
     def _versions(self) -> Answer:
         names = self.session.version_names()

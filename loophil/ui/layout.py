@@ -1,4 +1,4 @@
-"""The page put together: the unseen endpoints, a bar, five tabs, one timer. What a component does in the browser is in static/.
+"""The page put together: the unseen endpoints, a bar, five tabs, the settings at the side, one timer. The browser's part is in static/.
 
 Each component is a gr.HTML whose template never holds a user's text: its JavaScript writes texts by `textContent`, because Gradio runs templates
 as JavaScript and inserts values as HTML. Light events go past the queue (`queue=False`) and any number runs at once: nobody waits for another.
@@ -19,6 +19,7 @@ from loophil.ui.contracts import AT_ONCE, Contracts
 from loophil.ui.export import Export
 from loophil.ui.history import History
 from loophil.ui.progress import Progress
+from loophil.ui.settings import SettingsPanel
 
 if TYPE_CHECKING:
     from loophil.session import Session
@@ -58,6 +59,11 @@ def page(session: "Session", access: Access) -> gr.Blocks:
                 history = component("history")
             with gr.Tab("Export"):
                 export = component("export")
+        with gr.Sidebar(open=False, position="right", width=340, elem_classes="lh-side-panel"):
+            panel = component("settings")
+        knobs = SettingsPanel(session, access)
+        panel.look(knobs.look, None, panel, **LIGHT)
+        panel.change(knobs.change, None, panel, **SLOW)
         bar.hold(board.hold, None, bar, **LIGHT)
         rating.sync(board.sync, None, [rating, bar], **LIGHT)
         rating.ask(board.ask, None, rating, **LIGHT)

@@ -65,7 +65,7 @@ function remember(group) {
 
 function send(more) {
   lastSent = performance.now();
-  trigger('sync', { rater, tab, batch: outbox.slice(0, 50), ...more });
+  trigger('sync', { rater, who: personName(), tab, batch: outbox.slice(0, 50), ...more });
 }
 
 // --- what the server says ----------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ function newId() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
+// The name that somebody gave themselves in the settings, "" = none.
+const personName = () => storage((s) => s.getItem('loophil.name')) || '';
+
 // Under which name this browser rates, where nobody signs in.
 function browserName() {
   const name = storage((s) => s.getItem('loophil.rater')) || newId();

@@ -15,7 +15,7 @@ function request(name, data) {
 function sendNext() {
   const next = waiting.shift();
   busy = next !== undefined;
-  if (busy) trigger(next[0], { rater, ...next[1] });
+  if (busy) trigger(next[0], { rater, who: personName(), ...next[1] });
 }
 
 // --- two versions --------------------------------------------------------------------------------------------------------------------------

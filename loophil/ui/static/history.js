@@ -8,7 +8,7 @@ let oldest = null;
 
 function look(before = null) {
   const version = find('.version').value;
-  trigger('look', { rater, kind: find('.kind').value, version: version === '' ? null : Number(version), mine: find('.mine').checked, before });
+  trigger('look', { rater, who: personName(), kind: find('.kind').value, version: version === '' ? null : Number(version), mine: find('.mine').checked, before });
 }
 
 function taught({ kind, taught: versions }) {
@@ -125,5 +125,5 @@ for (const selector of ['.kind', '.version', '.mine']) find(selector).addEventLi
 find('.filters').addEventListener('submit', (event) => event.preventDefault());
 find('.older').addEventListener('click', () => look(oldest));
 for (const button of findAll('[data-take]')) button.addEventListener('click', () => trigger('take', { format: button.dataset.take }));
-pressedTwice(find('.forget'), 'Press again: all that you rated', () => trigger('forget', { rater }));
+pressedTwice(find('.forget'), 'Press again: all that you rated', () => trigger('forget', { rater, who: personName() }));
 window.addEventListener('loophil:status', onStatus);

@@ -1,0 +1,54 @@
+"""What the settings at the side send and get: the knobs that may change while the run is open, and the value of all others."""
+
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from loophil.config import BOLDNESS, LIVE, knobs
+from loophil.errors import InvalidInput
+from loophil.ui import parse
+from loophil.ui.access import Access
+from loophil.ui.events import Answer, answering, sent_with
+
+if TYPE_CHECKING:
+    from loophil.session import Session
+
+
+class SettingsPanel:
+    """The handlers. Strangers see the knobs and cannot turn them."""
+
+    def __init__(self, session: "Session", access: Access) -> None:
+        self.session = session
+        self.access = access
+
+    @answering
+    def look(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """All knobs as they are."""
+        return self._knobs(request)
+
+    @answering
+    def change(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Turns some: {"changes": {"learn.beta": 0.5}}, or {"boldness": "bold"}."""
+        self.access.teacher(request)
+        sent = sent_with(event)
+        changes, boldness = sent.get("changes") or {}, sent.get("boldness")
+        if not isinstance(changes, dict):
+            raise InvalidInput(f"changes must be an object, not {parse.shown(changes)}.")
+        if boldness is not None and boldness not in BOLDNESS:
+            raise InvalidInput(f"Unknown boldness {parse.shown(boldness)}. Choose from: {', '.join(BOLDNESS)}.")
+        self.session.adjust({**BOLDNESS.get(boldness or "", {}), **changes})
+        return self._knobs(request)
+
+    def _knobs(self, request: gr.Request) -> Answer:
+        settings = self.session.settings
+        now = {name: settings.value(name) for name in LIVE}
+        bold = next((word for word, preset in BOLDNESS.items() if all(now[name] == value for name, value in preset.items())), None)
+        rows = [[flag, _plain(settings.value(flag.removeprefix("--").replace("-", "_"))), what] for flag, _, what in knobs() if flag != "--auth"]
+        return {"live": now, "boldness": bold, "rows": rows, "may_teach": self.access.may_teach(request), "several": self.access.several}
+
+
+def _plain(value: object) -> str:
+    """A knob's value as it is typed."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={weight:g}" for name, weight in value.items())
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
