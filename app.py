@@ -87,27 +87,28 @@ def serve(settings: Settings, door: socket.socket) -> None:
     import uvicorn
 
     from loophil.build import build
+    from loophil.runs import Runs
     from loophil.ui import hang_up, mount
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            print(welcome(settings, session.status().run, door.getsockname()[1]), flush=True)
+            print(welcome(settings, runs.session.status().run, door.getsockname()[1]), flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             hang_up(app)
             await super().shutdown(sockets)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    session = build(settings)
+    runs = Runs(settings, build)
     server = None
     try:
-        app = mount(session, settings)
+        app = mount(runs, settings)
         server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=400))
         asyncio.run(server.serve([door]))
     finally:
         if server is None or not server.started:  # else the app has closed it when the server stopped
-            session.close()
+            runs.close()
 
 
 def welcome(settings: Settings, run: str, port: int) -> str:

@@ -200,6 +200,18 @@ class Settings(BaseSettings):
             (given[section] if section else given)[knob] = value
         return Settings.read(None, **given)
 
+    def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
+        """For another run, with the knobs of its last opening; where it lies and who may come stays. What no longer fits is left out."""
+        settings = self.changed({"run": name})
+        for field, value in kept.items():
+            if field in ("run", "runs", "device", "host", "port", "public", "auth"):
+                continue
+            parts = {f"{field}.{knob}": v for knob, v in value.items()} if isinstance(value, dict) and field != "rewards" else {field: value}
+            for knob, v in parts.items():
+                with contextlib.suppress(ConfigError):
+                    settings = settings.changed({knob: v})
+        return settings
+
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
         """With what was changed on the page before, where neither a flag nor a variable says otherwise. What no longer fits is left out."""
         default = Settings()

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ def load_prompts(name: str) -> list[str]:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The prompt list {path} cannot be read as UTF-8 text: {error}.") from error
+    return read_prompts(lines, f"the prompt list {path}")
+
+
+def read_prompts(lines: Iterable[str], where: str) -> list[str]:
+    """The prompts among the lines, each once. ConfigError says which line of `where` cannot be one."""
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -69,9 +74,9 @@ def load_prompts(name: str) -> list[str]:
             prompts.append(clean_prompt(line))
             expand(prompts[-1], seed=0)
         except InvalidInput as error:
-            raise ConfigError(f"Line {number} of the prompt list {path}: {error}") from error
+            raise ConfigError(f"Line {number} of {where}: {error}") from error
     if not prompts:
-        raise ConfigError(f"The prompt list {path} is empty: write one prompt a line.")
+        raise ConfigError(f"{where[0].upper()}{where[1:]} is empty: write one prompt a line.")
     return list(dict.fromkeys(prompts))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from loophil.blind import Question
 from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
-from loophil.store import Update
+from loophil.store import RunInfo, Update
 from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 
 FORMATS = ("diffusers", "peft", "kohya")
@@ -61,6 +61,8 @@ class FakeSession:
             self.label: Label | None = None
             self.knobs = Settings(rewards={"jpeg": 0.5})
             self.no_signal = 0
+            self.run = "first"
+            self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
             self.paused = False
             self.worker = "waiting for ratings"
@@ -69,10 +71,34 @@ class FakeSession:
             self.scores: dict[str, tuple[float | None, ...]] = {}
             self.stock = self.full
 
+    @property
+    def session(self) -> "FakeSession":
+        """It stands in for loophil.runs.Runs, too: the one run there is."""
+        return self
+
+    def all(self) -> list[RunInfo]:
+        mine = RunInfo(self.run, "fake", 4 * len(self.acts), self.published[-1].number, time.time(), "{}")
+        return [mine, RunInfo("other", "fake", 12, 3, time.time() - 1e5, "{}")]
+
+    def open(self, name: str) -> None:
+        self.switched.append(("open", name))
+
+    def new(self, name: str, changes: Mapping[str, Any], prompts: str = "") -> None:
+        self.switched.append(("new", name, dict(changes), prompts))
+
+    def change(self, changes: Mapping[str, Any], prompts: str = "") -> None:
+        self.switched.append(("change", dict(changes), prompts))
+
+    def delete(self, name: str) -> None:
+        self.switched.append(("delete", name))
+
+    def rename(self, name: str, to: str) -> None:
+        self.switched.append(("rename", name, to))
+
     def status(self) -> Status:
         newest = self.published[-1]
         return Status(
-            "first",
+            self.run,
             "fake",
             "cpu",
             policy_version=newest.number,

@@ -799,10 +799,10 @@ def test_pictures_and_marks_say_what_they_are(desk: tuple[FakeSession, Page]) ->
     for _ in range(3):
         assert page.locator(".lh-card img").evaluate_all("images => images.map(image => image.alt)") == names
         skip(page)
-    assert page.locator(".pick").evaluate_all("picks => picks.map(pick => pick.ariaLabel)") == names
+    assert page.locator(".pick:visible").evaluate_all("picks => picks.map(pick => pick.ariaLabel)") == names
     press(page, "2")
-    assert page.locator(".pick").evaluate_all("picks => picks.map(pick => pick.ariaPressed)") == ["false", "true", "false", "false"]
-    assert page.locator(".pick").evaluate_all("picks => picks.map(pick => pick.ariaLabel)") == [names[0], f"{names[1]}, best", *names[2:]]
+    assert page.locator(".pick:visible").evaluate_all("picks => picks.map(pick => pick.ariaPressed)") == ["false", "true", "false", "false"]
+    assert page.locator(".pick:visible").evaluate_all("picks => picks.map(pick => pick.ariaLabel)") == [names[0], f"{names[1]}, best", *names[2:]]
     page.emulate_media(reduced_motion="reduce")
     marks = """() => {
         document.body.dispatchEvent(new KeyboardEvent('keydown', {code: 'Digit4', key: '4', bubbles: true}));
@@ -1256,6 +1256,63 @@ def test_settings_change_what_may_change_and_show_the_rest(desk: tuple[FakeSessi
     press(page, "b")
     wait_for_acts(session, page, 2)
     assert [act.rater for act in session.acts] == ["me", "ann 1234"]
+
+
+def test_runs_are_picked_begun_renamed_and_deleted(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.get_by_role("button", name="Toggle Sidebar").click()
+    expect(page.locator(".lh-runs li")).to_have_count(2)
+    expect(page.locator(".lh-runs li").first).to_contain_text("firstfake · base · 0 rated")
+    page.get_by_role("button", name="Rename").first.click()
+    page.get_by_label("new name of first").fill("renamed")
+    page.get_by_label("new name of first").press("Enter")
+    expect(page.locator(".opening")).to_be_hidden()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Press again: for ever").click()
+    expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.locator(".opening")).to_be_hidden()
+    page.get_by_text("New run, or other prompts").click()
+    page.get_by_label("Name of the new run").fill("cats")
+    page.get_by_label("Prompts").select_option("my own")
+    page.get_by_label("One prompt a line").fill("a cat\na {red|blue} cat")
+    page.get_by_label("Images in a group").fill("3")
+    page.get_by_role("button", name="Begin a new run").click()
+    for _ in range(100):
+        if len(session.switched) == 4:
+            break
+        page.wait_for_timeout(50)
+    assert session.switched[:3] == [("rename", "first", "renamed"), ("delete", "other"), ("open", "other")]
+    kind, name, changes, prompts = session.switched[3]
+    assert (kind, name, prompts) == ("new", "cats", "a cat\na {red|blue} cat")
+    assert (changes["draw.num_images_per_prompt"], changes["rewards"]) == (3, "jpeg=0.5")
+
+
+def test_when_another_run_is_opened_every_page_begins_anew_with_it(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    session.fault = OSError("not now")
+    press(page, "g")
+    page.wait_for_timeout(300)
+    page.evaluate("window.before = true")
+    session.run = "second"
+    page.wait_for_function("() => !window.before && document.querySelector('.lh-board')?.dataset.run === 'second'")
+    session.fault = None
+    page.wait_for_timeout(3500)
+    assert session.acts == []
+    session.run = "first"
+    wait_for_acts(session, page, 1)
+
+
+def test_a_run_may_have_another_number_of_images(tmp_path: Path, context: BrowserContext) -> None:
+    session = FakeSession(tmp_path, k=6)
+    with serving(session, Settings.read(None, runs=Path("unused"))) as url:
+        page = context.new_page()
+        open_board(page, url)
+        expect(page.locator(".lh-card:visible")).to_have_count(6)
+        expect(page.locator(".most")).to_have_text("6")
+        press(page, "5", "6")
+        wait_for_acts(session, page, 1)
+        assert sorted(stars or 0 for stars in session.acts[0].stars) == [1, 3, 3, 3, 3, 5]
 
 
 # --- strangers -----------------------------------------------------------------------------------------------------------------------------

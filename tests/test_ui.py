@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.types import Act, Group, Mean
-from loophil.ui import board, compare, export, history, page, parse, progress, settings
+from loophil.ui import board, compare, export, history, page, parse, progress, runs, settings
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
@@ -391,7 +392,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
     before = trace(session)
     private = [d for d in httpx.get(f"{url}/config").json()["dependencies"] if f"/{d['api_name']}" not in CONTRACTS and not d["queue"]]
     answers = [run(url, "any", fn_index=d["id"], event_data=sent, session_hash="eve") for d in private]
-    assert [status for status, _ in answers] == [200] * 14
+    assert [status for status, _ in answers] == [200] * 15
     assert trace(session) == before
 
 
@@ -408,7 +409,12 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
         (history.History, "take", "csv"),
         (history.History, "forget", ""),
         (export.Export, "make", "peft"),
-        (settings.SettingsPanel, "change", ""),
+        (settings.SettingsPanel, "turn", ""),
+        (runs.RunsPanel, "open", ""),
+        (runs.RunsPanel, "begin", ""),
+        (runs.RunsPanel, "alter", ""),
+        (runs.RunsPanel, "rename", ""),
+        (runs.RunsPanel, "remove", ""),
     ],
 )
 def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: str, format: str) -> None:
@@ -422,6 +428,36 @@ def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: s
     assert trace(session) == before
     assert list(tmp_path.glob("*.zip")) == []
     assert "error" not in handler(request(password=":".join(OWNER)), SimpleNamespace(_data=sent))
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "message"),
+    [
+        ("begin", {"run": "two", "rewards": "steal.py:all=1"}, "is a program"),
+        ("begin", {"run": "two", "list": "/etc/passwd"}, "There is no prompt list"),
+        ("begin", {"run": "two", "prompts": "x" * 200_001}, "at most 200,000"),
+        ("begin", {"run": 5}, "must be text"),
+        ("open", {"run": "x" * 300}, "300 characters"),
+    ],
+)
+def test_what_a_run_cannot_be_begun_with_is_said(tmp_path: Path, name: str, sent: dict[str, Any], message: str) -> None:
+    session = FakeSession(tmp_path)
+    panel = runs.RunsPanel(session, Access(everybody=True))  # type: ignore[arg-type]
+    assert message in getattr(panel, name)(request(), SimpleNamespace(_data=sent))["error"]
+    assert session.switched == []
+
+
+def test_what_is_filled_in_for_a_run_becomes_knobs(tmp_path: Path) -> None:
+    session = FakeSession(tmp_path)
+    panel = runs.RunsPanel(session, Access(everybody=True))  # type: ignore[arg-type]
+    sent = {"run": "two", "model": "a/b", "list": "single", "k": 3, "rewards": "jpeg=0.5", "prompts": ""}
+    panel.begin(request(), SimpleNamespace(_data=sent))
+    panel.alter(request(), SimpleNamespace(_data=sent | {"list": "", "prompts": "a dog"}))
+    knobs = {"draw.num_images_per_prompt": 3, "rewards": "jpeg=0.5"}
+    assert session.switched == [
+        ("new", "two", {"model": "a/b", "draw.prompts": "single"} | knobs, ""),
+        ("change", knobs, "a dog"),
+    ]
 
 
 def test_a_guest_sees_what_was_rated_and_not_by_whom(tmp_path: Path) -> None:
@@ -702,7 +738,16 @@ def test_answers_tell_browsers_not_to_guess_types(own: tuple[FakeSession, str]) 
     assert httpx.get(own[1]).headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_page_builds_for_other_group_sizes(tmp_path: Path) -> None:
-    blocks = page(FakeSession(tmp_path, k=6), Access(everybody=True))  # type: ignore[arg-type]
+def test_no_event_has_a_name_of_gradios_own(tmp_path: Path) -> None:
+    """`change` would be fired by each new value that the handler gives, without end."""
+    blocks = page(FakeSession(tmp_path), Access(everybody=True))  # type: ignore[arg-type]
+    html = {component["id"] for component in blocks.get_config_file()["components"] if component["type"] == "html"}
+    events = {event for d in blocks.get_config_file()["dependencies"] for owner, event in d["targets"] if owner in html}
+    assert len(events) > 15
+    assert events & {str(event) for event in gr.HTML.EVENTS} == set()
+
+
+def test_the_page_has_room_for_the_largest_group(tmp_path: Path) -> None:
+    blocks = page(FakeSession(tmp_path), Access(everybody=True))  # type: ignore[arg-type]
     templates = [component["props"].get("html_template", "") for component in blocks.get_config_file()["components"]]
-    assert sum(template.count('class="lh-card"') for template in templates) == 6
+    assert sum(template.count('class="lh-card"') for template in templates) == 8

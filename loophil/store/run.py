@@ -7,7 +7,9 @@ import json
 import logging
 import re
 import reprlib
+import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,56 @@ def list_runs(runs: Path) -> list[str]:
     return sorted(file.parent.name for file in runs.glob("*/run.sqlite") if re.fullmatch(RUN_NAME, file.parent.name))
 
 
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as it lies on the disk: its base model, how far it is, when it was used last (Unix seconds), its last opening's settings as JSON."""
+
+    name: str
+    base_model: str
+    ratings: int
+    version: int
+    used: float
+    settings: str
+
+
+def describe_runs(runs: Path) -> list[RunInfo]:
+    """Every run that can be read, the one used last first; nothing is changed, and a run that is open elsewhere is described too."""
+    found = []
+    for name in list_runs(runs):
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect((runs / name / "run.sqlite").absolute().as_uri() + "?mode=ro", uri=True)) as db,
+        ):
+            row = db.execute(
+                """SELECT base_model, (SELECT coalesce(sum(rated), 0) FROM current_acts), (SELECT max(number) FROM versions WHERE NOT broken),
+                max(created, coalesce((SELECT max(created) FROM openings), 0), coalesce((SELECT max(created) FROM acts), 0)),
+                (SELECT settings FROM openings ORDER BY id DESC LIMIT 1) FROM run"""
+            ).fetchone()
+            if row:
+                found.append(RunInfo(name, row[0], row[1], row[2], row[3], row[4] or "{}"))
+    return sorted(found, key=lambda info: -info.used)
+
+
+@contextlib.contextmanager
+def hold(runs: Path, name: str) -> Iterator[Path]:
+    """A run's folder while no process has it open; RunError where one has. The folder may be gone or moved at the end."""
+    folder = runs.absolute() / name
+    lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"The run '{folder.name}' is open in another process: close that one, or choose another run with --run NAME.") from None
+    return lock
+
+
 def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | None, settings_json: str = "{}") -> Store:
     """The run of that name, new or as any kill left it; None = the one opened last, else "first".
 
@@ -57,11 +109,7 @@ def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | N
     except OSError as error:
         raise RunError(f"The runs folder {runs} cannot be used ({error.strerror}): choose another with --runs.") from error
     with contextlib.ExitStack() as undo:
-        lock = FileLock(path / ".lock", timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(f"The run '{name}' is open in another process: close that one, or choose another run with --run NAME.") from None
+        lock = _lock(path)
         undo.callback(lock.release)
         store = Store(path, lock)
         undo.callback(store.close)

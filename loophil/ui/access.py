@@ -15,11 +15,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loophil.config import Settings, is_public
 from loophil.errors import ConfigError, InvalidInput
 from loophil.ui import parse
+
+if TYPE_CHECKING:
+    from loophil.runs import Runs
+    from loophil.session import Session
 
 SHORTEST_PASSWORD = 8
 WRONG_PER_MINUTE = 10
@@ -102,6 +106,19 @@ class Access:
             return name
         wrong.append(time.monotonic())
         return None
+
+
+class Handlers:
+    """What all handlers stand on: whichever run is open, and who may do what in it."""
+
+    def __init__(self, runs: "Runs", access: Access) -> None:
+        self.runs = runs
+        self.access = access
+
+    @property
+    def session(self) -> "Session":
+        """The open run."""
+        return self.runs.session
 
 
 def _hugging_face_account(request: Any) -> str | None:

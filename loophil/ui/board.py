@@ -15,12 +15,12 @@ import gradio as gr
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.types import Act
 from loophil.ui import answers, parse
-from loophil.ui.access import Access
+from loophil.ui.access import Access, Handlers
 from loophil.ui.contracts import GUEST, sentence
 from loophil.ui.events import Answer, answering, sent_with
 
 if TYPE_CHECKING:
-    from loophil.session import Session
+    from loophil.runs import Runs
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,11 @@ def read_act(sent: Any, rater: str, k: int) -> Act:
     )
 
 
-class Board:
+class Board(Handlers):
     """The handlers behind the components. As anywhere, each one that teaches or changes something asks `access`."""
 
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
+    def __init__(self, runs: "Runs", access: Access) -> None:
+        super().__init__(runs, access)
         self._revision = 0
         self._lock = threading.Lock()
 
@@ -93,7 +92,7 @@ class Board:
             said |= {"notice": sentence(error)}
         if sent.get("hello"):
             said["prompts"] = list(self.session.prompts[:PROMPTS_OFFERED])
-        return {**said, "guest": guest}, self.bar(request)
+        return {**said, "guest": guest, "run": self.session.status().run, "k": self.session.k}, self.bar(request)
 
     def _file(self, entries: list[Any], rater: str) -> Answer:
         """An act that can never be filed is acknowledged with the reason; one that could not be filed now comes again."""

@@ -1,25 +1,16 @@
 """What the Compare tab sends and gets: two versions at one seed, and the blind test."""
 
-from typing import TYPE_CHECKING
-
 import gradio as gr
 
 from loophil.errors import InvalidInput
 from loophil.types import Look
 from loophil.ui import answers, parse
-from loophil.ui.access import Access
+from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering, data_url, sent_with
 
-if TYPE_CHECKING:
-    from loophil.session import Session
 
-
-class Compare:
+class Compare(Handlers):
     """The handlers. Looking teaches nothing, so anybody may; a blind answer counts, so it is a teacher's."""
-
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
 
     @answering
     def draw(self, request: gr.Request, event: gr.EventData) -> Answer:

@@ -16,12 +16,10 @@ from gradio.utils import get_upload_folder
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.types import Act, Group
 from loophil.ui import answers, parse
-from loophil.ui.access import Access
+from loophil.ui.access import Handlers
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from loophil.session import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,12 +52,8 @@ def for_download(path: Path) -> str:
     return copy
 
 
-class Contracts:
+class Contracts(Handlers):
     """The handlers. Every one that teaches or changes the run asks `access` itself: Gradio keeps nobody out."""
-
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
 
     def new_group(self, prompt: str, request: gr.Request) -> tuple[dict[str, Any], list[str]]:
         """Pictures of a prompt to be rated; an empty prompt takes the next one of the run's list."""

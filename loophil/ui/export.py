@@ -1,19 +1,16 @@
 """What the Export tab sends and gets: the LoRA as one file, with what is to stand on it, and how to load it."""
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from loophil.errors import InvalidInput
 from loophil.types import Label
 from loophil.ui import answers, parse
-from loophil.ui.access import Access
+from loophil.ui.access import Handlers
 from loophil.ui.contracts import for_download
 from loophil.ui.events import Answer, answering, sent_with
-
-if TYPE_CHECKING:
-    from loophil.session import Session
 
 HOW_TO_LOAD = {
     "diffusers": """# unpack {file} first
@@ -32,12 +29,8 @@ A1111: copy {file} to models/Lora, write <lora:{name}:1> into the prompt.""",
 }
 
 
-class Export:
+class Export(Handlers):
     """The handler."""
-
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
 
     @answering
     def make(self, request: gr.Request, event: gr.EventData) -> Answer:

@@ -1,7 +1,6 @@
 """What the History tab sends and gets: what was rated, all versions, ratings as files, and the deletion of one's own."""
 
 import time
-from typing import TYPE_CHECKING
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -9,22 +8,15 @@ from gradio.utils import get_upload_folder
 
 from loophil.errors import InvalidInput
 from loophil.ui import answers, parse
-from loophil.ui.access import Access
+from loophil.ui.access import Handlers
 from loophil.ui.contracts import GUEST
 from loophil.ui.events import Answer, answering, sent_with
-
-if TYPE_CHECKING:
-    from loophil.session import Session
 
 PAGE = 20  # entries
 
 
-class History:
+class History(Handlers):
     """The handlers. Everybody may look at what was rated, by whom only those who may rate."""
-
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
 
     @answering
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:

@@ -2,6 +2,7 @@
 
 Each component is a gr.HTML whose template never holds a user's text: its JavaScript writes texts by `textContent`, because Gradio runs templates
 as JavaScript and inserts values as HTML. Light events go past the queue (`queue=False`) and any number runs at once: nobody waits for another.
+No event may have a name of Gradio's own (`change`, `click`, ...): it would be fired by every new value, without end.
 """
 
 import os
@@ -19,12 +20,14 @@ from loophil.ui.contracts import AT_ONCE, Contracts
 from loophil.ui.export import Export
 from loophil.ui.history import History
 from loophil.ui.progress import Progress
+from loophil.ui.runs import RunsPanel
 from loophil.ui.settings import SettingsPanel
 
 if TYPE_CHECKING:
-    from loophil.session import Session
+    from loophil.runs import Runs
 
 ASSETS = Path(__file__).parent / "static"
+MOST_CARDS = 8  # the largest k
 TICK = 1.5  # seconds between two looks at the loop's snapshot
 WAITING = 64  # jobs in the queue of those that wait for the worker
 UNSEEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -40,17 +43,17 @@ class Page(gr.Blocks):  # type: ignore[misc]  # gradio is not read by the type c
         inputs += [block.value for block in block_fn.inputs[len(inputs) :]]
 
 
-def page(session: "Session", access: Access) -> gr.Blocks:
-    """The widgets and their events over one session."""
-    board, compare, past = Board(session, access), Compare(session, access), History(session, access)
+def page(runs: "Runs", access: Access) -> gr.Blocks:
+    """The widgets and their events over whichever run is open."""
+    board, compare, past = Board(runs, access), Compare(runs, access), History(runs, access)
     with Page(title="LoopHIL", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-        Contracts(session, access).attach()
+        Contracts(runs, access).attach()
         bar = component("bar")
         if hub_sign_in():
             gr.LoginButton(elem_classes="lh-account", size="sm")
         with gr.Tabs(elem_classes="lh-tabs"):
             with gr.Tab("Rate"):
-                rating = component("board", "keys", "zoom", run=session.status().run, k=str(session.k), cards=cards(session.k))
+                rating = component("board", "keys", "zoom", cards=cards(MOST_CARDS))
             with gr.Tab("Progress"):
                 progress = component("progress")
             with gr.Tab("Compare"):
@@ -61,20 +64,24 @@ def page(session: "Session", access: Access) -> gr.Blocks:
                 export = component("export")
         with gr.Sidebar(open=False, position="right", width=340, elem_classes="lh-side-panel"):
             panel = component("settings")
-        knobs = SettingsPanel(session, access)
+            picker = component("runs")
+        knobs, shelf = SettingsPanel(runs, access), RunsPanel(runs, access)
+        picker.look(shelf.look, None, picker, **LIGHT)
+        for name in ("open", "begin", "alter", "rename", "remove"):
+            getattr(picker, name)(getattr(shelf, name), None, picker, **SLOW)
         panel.look(knobs.look, None, panel, **LIGHT)
-        panel.change(knobs.change, None, panel, **SLOW)
+        panel.turn(knobs.turn, None, panel, **SLOW)
         bar.hold(board.hold, None, bar, **LIGHT)
         rating.sync(board.sync, None, [rating, bar], **LIGHT)
         rating.ask(board.ask, None, rating, **LIGHT)
-        progress.look(Progress(session).look, None, progress, **LIGHT)
+        progress.look(Progress(runs, access).look, None, progress, **LIGHT)
         for name in ("versions", "answer"):
             getattr(pair, name)(getattr(compare, name), None, pair, **LIGHT)
         for name in ("draw", "ask"):
             getattr(pair, name)(getattr(compare, name), None, pair, **SLOW)
         for name in ("look", "group", "go_back", "rename", "take", "forget"):
             getattr(history, name)(getattr(past, name), None, history, **LIGHT)
-        export.make(Export(session, access).make, None, export, **SLOW)
+        export.make(Export(runs, access).make, None, export, **SLOW)
         gr.Timer(TICK).tick(board.bar, None, bar, **(LIGHT | {"trigger_mode": "once"}))
     return blocks.queue(max_size=WAITING, api_open=False)
 
@@ -94,10 +101,10 @@ def component(name: str, *parts: str, **slots: str) -> gr.HTML:
     return gr.HTML({}, html_template=template, js_on_load=script, apply_default_css=False, elem_classes="lh")
 
 
-def cards(k: int) -> str:
-    """k empty cards for the board."""
+def cards(n: int) -> str:
+    """So many empty cards for the board."""
     card = (ASSETS / "card.html").read_text("utf-8")
-    return "".join(card.replace("[[n]]", str(i + 1)).replace("[[k]]", str(k)) for i in range(k))
+    return "".join(card.replace("[[n]]", str(i + 1)) for i in range(n))
 
 
 def theme() -> gr.themes.Base:

@@ -2,27 +2,22 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from loophil.types import Mean
 from loophil.ui import answers
+from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering
-
-if TYPE_CHECKING:
-    from loophil.session import Session
 
 POINTS = 200  # of a curve; more only cost the page time
 ROWS = 24  # versions in the table of pictures
 LINES = 60  # of the log
 
 
-class Progress:
+class Progress(Handlers):
     """The handlers; they only read."""
-
-    def __init__(self, session: "Session") -> None:
-        self.session = session
 
     @answering
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:

@@ -4,7 +4,7 @@
 - A post from another site's page is refused (Gradio reflects any Origin with credentials). On loopback, so is a name other than this machine's.
 - A body larger than a long prompt can be is refused; a body that Gradio cannot read gets a sentence instead of its own echo (which fails on NaN).
 - /sign-in asks for a name and password by HTTP Basic, where --auth gave some; the handlers read it (loophil/ui/access.py).
-- When the server stops, the session is closed: worker stopped, store closed, lock released.
+- When the server stops, the run is closed: worker stopped, store closed, lock released.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ from loophil.ui.access import Access
 from loophil.ui.layout import ASSETS, page, theme
 
 if TYPE_CHECKING:
-    from loophil.session import Session
+    from loophil.runs import Runs
 
 LARGEST_BODY = 1 << 20  # bytes; a prompt of 100,000 characters still gets its own sentence
 OPEN_PATHS = (
@@ -41,7 +41,7 @@ HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-
 UNREADABLE = 'The body must be JSON of the form {"data": [...]}, one entry for each input; /gradio_api/info lists them.'
 
 
-def mount(session: "Session", settings: Settings) -> FastAPI:
+def mount(runs: "Runs", settings: Settings) -> FastAPI:
     """The whole app, ready for uvicorn. Raises ConfigError for an --auth that cannot work."""
     access = Access.of(settings)
     # Where matplotlib is installed Gradio asks for its backend at every event; left to choose, it would import its windows for seconds first.
@@ -50,15 +50,15 @@ def mount(session: "Session", settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await anyio.to_thread.run_sync(session.close)
+        await anyio.to_thread.run_sync(runs.close)
 
     app = FastAPI(lifespan=lifespan, max_body_size=LARGEST_BODY, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, local=not is_public(settings))
     _add_sign_in(app, access)
-    gr.set_static_paths([session.images])
+    gr.set_static_paths([runs.session.images])
     gr.mount_gradio_app(
         app,
-        page(session, access),
+        page(runs, access),
         path="/",
         theme=theme(),
         css_paths=[ASSETS / "page.css"],

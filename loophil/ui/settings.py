@@ -1,25 +1,16 @@
 """What the settings at the side send and get: the knobs that may change while the run is open, and the value of all others."""
 
-from typing import TYPE_CHECKING
-
 import gradio as gr
 
 from loophil.config import BOLDNESS, LIVE, knobs
 from loophil.errors import InvalidInput
 from loophil.ui import parse
-from loophil.ui.access import Access
+from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering, sent_with
 
-if TYPE_CHECKING:
-    from loophil.session import Session
 
-
-class SettingsPanel:
+class SettingsPanel(Handlers):
     """The handlers. Strangers see the knobs and cannot turn them."""
-
-    def __init__(self, session: "Session", access: Access) -> None:
-        self.session = session
-        self.access = access
 
     @answering
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:
@@ -27,7 +18,7 @@ class SettingsPanel:
         return self._knobs(request)
 
     @answering
-    def change(self, request: gr.Request, event: gr.EventData) -> Answer:
+    def turn(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Turns some: {"changes": {"learn.beta": 0.5}}, or {"boldness": "bold"}."""
         self.access.teacher(request)
         sent = sent_with(event)

@@ -1,6 +1,5 @@
 // The rating board. It rates here and tells the server behind: each act is kept in this browser, under a key of its own so that tabs do not
 // overwrite each other, until the server has acknowledged its id. The server answers with the groups that come next and a revision.
-const PREFIX = `loophil.${find('.lh-board').dataset.run}.`;
 const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120;  // ms for which a finished choice stays in view
 const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
@@ -10,6 +9,8 @@ const MODE_KEPT = 'loophil.stars';
 const cards = findAll('.lh-card');
 const picks = findAll('.pick');
 
+let run = null;         // its name; known with the server's first answer
+let k = 4;              // images of a group
 let outbox = [];        // acts not yet acknowledged, oldest first
 let queue = [];         // groups to come, pictures loading
 let current = null;     // the group on the board
@@ -33,34 +34,43 @@ let lastSent = 0;
 let lastAnswer = 0;
 let said = 0;
 const others = new Map();  // this browser's other tabs on the run -> when they were heard of
-const channel = 'BroadcastChannel' in window ? new BroadcastChannel(`${PREFIX}tabs`) : null;
+let channel = null;
 
 // --- what is kept in the browser ---------------------------------------------------------------------------------------------------------
 
-function recall() {
-  rater = browserName();
-  tab = storage(() => sessionStorage.getItem('loophil.tab')) || newId();
-  storage(() => sessionStorage.setItem('loophil.tab', tab));
+const keyOfRun = (name) => `loophil.${run}.${name}`;
+
+// What was kept of this run. When the server opens another one, the page begins anew.
+function enterRun(name, size) {
+  if (run === name && k === size) return;
+  if (run !== null) { location.reload(); return; }
+  [run, k] = [name, size];
+  say('.most', k);
+  find('.lh-board').dataset.run = run;
+  if ('BroadcastChannel' in window) {
+    channel = new BroadcastChannel(keyOfRun('tabs'));
+    channel.onmessage = ({ data }) => { if (data !== tab) others.set(data, performance.now()); };
+  }
   storage((s) => {
     for (let i = 0; i < s.length; i += 1) {
-      const act = s.key(i).startsWith(`${PREFIX}act.`) && parsed(s.getItem(s.key(i)));
+      const act = s.key(i).startsWith(keyOfRun('act.')) && parsed(s.getItem(s.key(i)));
       if (act?.uid) outbox.push(act);
     }
   });
   outbox.sort((a, b) => a.at - b.at);
-  const kept = parsed(storage(() => sessionStorage.getItem(`${PREFIX}history`)));
+  const kept = parsed(storage(() => sessionStorage.getItem(keyOfRun('history'))));
   history = Array.isArray(kept) ? kept.filter((group) => Array.isArray(group?.pictures)) : [];
 }
 
 function post(act) {
   outbox.push(act);
-  storage((s) => s.setItem(`${PREFIX}act.${act.uid}`, JSON.stringify(act)));
+  storage((s) => s.setItem(keyOfRun(`act.${act.uid}`), JSON.stringify(act)));
   send();
 }
 
 function remember(group) {
   history = [...history, { id: group.id, prompt: group.prompt, version: group.version, pictures: group.pictures }].slice(-20);
-  storage(() => sessionStorage.setItem(`${PREFIX}history`, JSON.stringify(history)));
+  storage(() => sessionStorage.setItem(keyOfRun('history'), JSON.stringify(history)));
 }
 
 function send(more) {
@@ -75,7 +85,8 @@ function absorb(value) {
   if (value.guest === undefined) return;
   lastAnswer = performance.now();
   guest = value.guest;
-  for (const uid of value.ack || []) storage((s) => s.removeItem(`${PREFIX}act.${uid}`));
+  enterRun(value.run, value.k);
+  for (const uid of value.ack || []) storage((s) => s.removeItem(keyOfRun(`act.${uid}`)));
   outbox = outbox.filter((act) => !(value.ack || []).includes(act.uid));
   const words = [value.notice, ...(value.refused || [])].filter(Boolean).join(' ');
   if (words) notice(words);
@@ -117,15 +128,16 @@ function put() {
   clearMarks();
   unzoom();
   element.querySelector('.lh-board').dataset.state = current ? 'rating' : 'waiting';
-  order = cards.map((_, i) => i).slice(0, current ? current.images.length : cards.length);
+  order = cards.map((_, i) => i).slice(0, current ? current.images.length : k);
   if (current) shuffle(order);
   cards.forEach((card, shown) => {
-    card.hidden = current !== null && shown >= order.length;
+    card.hidden = shown >= order.length;
     const frame = card.querySelector('.frame');
     const image = current && !card.hidden ? current.images[order[shown]] : null;
     if (image) image.alt = `candidate ${shown + 1} of ${order.length}`;
     frame.classList.toggle('lost', Boolean(image) && broken(image));
     frame.replaceChildren(...(image ? [image] : []));
+    picks[shown].setAttribute('aria-label', `candidate ${shown + 1} of ${order.length}`);
     picks[shown].setAttribute('aria-disabled', String(current === null));  // not `disabled`, which would lose the focus between groups
   });
   say('.prompt', current ? current.prompt : '\u00a0');
@@ -275,7 +287,7 @@ function undo() {
   if (!leaving && best !== null) { clearMarks(); tell(); return; }
   if (leaving) { clearTimeout(leaving); leaving = 0; }
   const group = history.pop();
-  storage(() => sessionStorage.setItem(`${PREFIX}history`, JSON.stringify(history)));
+  storage(() => sessionStorage.setItem(keyOfRun('history'), JSON.stringify(history)));
   if (!group) { send({ undo: true }); return; }
   seen.delete(group.id);
   bringBack(group);
@@ -395,6 +407,7 @@ function look() {
 function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
   status = event.detail;
+  if (run !== null && status.run !== run) { location.reload(); return; }
   show('.unsaid', status.updates === 0 && status.no_signal > 2);
   if (!current) tell();
 }
@@ -409,10 +422,10 @@ function onAgain(event) {
 // Somebody deleted what they rated: what is on its way would file it again.
 function onForgotten() {
   if (!element.isConnected) { window.removeEventListener('loophil:forgotten', onForgotten); return; }
-  for (const act of outbox) storage((s) => s.removeItem(`${PREFIX}act.${act.uid}`));
+  for (const act of outbox) storage((s) => s.removeItem(keyOfRun(`act.${act.uid}`)));
   outbox = [];
   history = [];
-  storage(() => sessionStorage.removeItem(`${PREFIX}history`));
+  storage(() => sessionStorage.removeItem(keyOfRun('history')));
   tell();
 }
 
@@ -430,13 +443,14 @@ function tick() {
 }
 
 const clock = setInterval(tick, 1500);
-if (channel) channel.onmessage = ({ data }) => { if (data !== tab) others.set(data, performance.now()); };
 window.addEventListener('loophil:status', onStatus);
 window.addEventListener('loophil:again', onAgain);
 window.addEventListener('loophil:forgotten', onForgotten);
 window.addEventListener('focus', look);
 window.addEventListener('blur', look);
 watch('value', () => absorb(props.value || {}));
-recall();
+rater = browserName();
+tab = storage(() => sessionStorage.getItem('loophil.tab')) || newId();
+storage(() => sessionStorage.setItem('loophil.tab', tab));
 put();
 send({ hello: true });

@@ -15,7 +15,7 @@ function weight(name, label, value, send) {
   return box;
 }
 
-const change = (changes) => trigger('change', { changes });
+const change = (changes) => trigger('turn', { changes });
 
 function paint(value) {
   live = value.live;
@@ -41,7 +41,7 @@ watch('value', () => {
   if (value.live) paint(value);
 });
 
-findAll('.bold input').forEach((input) => input.addEventListener('change', () => trigger('change', { boldness: input.value })));
+findAll('.bold input').forEach((input) => input.addEventListener('change', () => trigger('turn', { boldness: input.value })));
 find('.negative').addEventListener('change', () => change({ 'draw.negative_prompt': find('.negative').value.trim() }));
 find('.guidance').addEventListener('input', () => say('.guided', Number(find('.guidance').value).toFixed(1)));
 find('.guidance').addEventListener('change', () => change({ 'draw.guidance_scale': Number(find('.guidance').value) }));
