@@ -232,8 +232,7 @@ class Loop:
         self._errors.pop(kind, None)
         if error is not None:
             self._news = True
-            sentence = str(error) or type(error).__name__
-            self._errors[kind] = sentence if isinstance(error, LearningError | ConfigError) else f"{job.name.capitalize()} failed: {sentence}"
+            self._errors[kind] = _sentence(job.name, error)
             if job.name in (LOADING, DRAWING):
                 hopeless = self._engine is None and isinstance(error, ConfigError)
                 self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
@@ -361,3 +360,11 @@ class Loop:
         """Replaces the status as a whole."""
         with self._lock:
             self.status = replace(self.status, ready=len(self.stock), time=time.time(), **changes)
+
+
+def _sentence(what: str, error: Exception) -> str:
+    """What failed and, where it is known, what helps. torch's own class is known by its name: this module does without torch."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"The GPU ran out of memory while {what}. Nothing is lost: start again with a smaller --learn.micro-batch, or fewer images in a group."
+    sentence = str(error) or type(error).__name__
+    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}"

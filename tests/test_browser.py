@@ -1,105 +1,31 @@
-"""The page in a real Chromium: rating by keys and mouse, what survives a reload and a dead network, the other tabs, and the whole loop once.
+"""The board in a real Chromium: rating by keys and mouse, what survives a reload and a dead network, and the whole loop once.
 
-Most tests serve a session in memory; `test_the_whole_loop` runs the real app: on a tiny model, and, marked slow, on the embedded one.
+Most tests serve a session in memory; `test_the_whole_loop` runs the real app: on a tiny model, and, marked slow, on the embedded one. The other
+tabs have a file of their own (test_tabs.py); fixtures and helpers of both are in browsing.py.
 """
 
-import dataclasses
-import hashlib
 import re
 import signal
 import statistics
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from loophil.config import Settings
-from loophil.types import Act, Label, Pair
+from tests.browsing import PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
 from tests.fake_session import FakeSession
 from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 10_000  # milliseconds; the machine may be busy
 NASTY = ["${alert(1)}", "{{value}}", "<img src=x onerror=document.body.classList.add('owned')>", "C:\\users \\x3cb>", "emoji 🎯", "long " * 199]
-FIRST_PIXEL = """image => {
-    const pen = document.createElement('canvas').getContext('2d');
-    pen.drawImage(image, 0, 0);
-    return [...pen.getImageData(0, 0, 1, 1).data];
-}"""
 BOXES = "JSON.stringify([...document.querySelectorAll('.lh-card .frame, .lh-actions, .lh-last, .lh-ask')].map(node => node.getBoundingClientRect()))"
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(PATIENCE)
-    yield context
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeSession, str]]:
-    session = FakeSession(tmp_path_factory.mktemp("served"))
-    with serving(session, Settings.read(None, runs=Path("unused"))) as url:
-        yield session, url
-
-
-@pytest.fixture
-def desk(served: tuple[FakeSession, str], context: BrowserContext) -> Iterator[tuple[FakeSession, Page]]:
-    """A fresh session and a page that shows its first group; at the end, nothing may have gone wrong in the browser."""
-    session, url = served
-    session.reset()
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    open_board(page, url)
-    yield session, page
-    assert complaints == []
-
-
-def open_board(page: Page, url: str) -> None:
-    page.goto(url)
-    page.wait_for_selector(".lh-board[data-state=rating] .frame img")
-
-
-def prompt_shown(page: Page) -> str:
-    return page.inner_text(".lh-prompt")
-
-
-def group_shown(page: Page) -> str:
-    """The id of the group on the board; the fake's prompts carry it."""
-    return prompt_shown(page).rpartition(" ")[2]
-
-
-def wait_for_acts(session: FakeSession, page: Page, n: int) -> None:
-    for _ in range(PATIENCE // 50):
-        if len(session.acts) == n:
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{len(session.acts)} acts, not {n}: {session.acts}")
-
-
-def skip(page: Page) -> None:
-    shown = prompt_shown(page)
-    press(page, "s")
-    page.wait_for_function("shown => !['', '\u00a0', shown].includes(document.querySelector('.lh-prompt').textContent)", arg=shown)
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------------------------------
@@ -108,6 +34,7 @@ def press(page: Page, *keys: str) -> None:
 def test_twenty_groups_by_keys_are_twenty_acts(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
     seen: dict[str, list[str]] = {}
+    began = time.monotonic()
     for _ in range(20):
         page.wait_for_selector(".lh-board[data-state=rating]")
         shown = group_shown(page)
@@ -115,6 +42,7 @@ def test_twenty_groups_by_keys_are_twenty_acts(desk: tuple[FakeSession, Page]) -
         press(page, "2", "4")
         page.wait_for_function("shown => !document.querySelector('.lh-prompt').textContent.endsWith(shown)", arg=f" {shown}")
     wait_for_acts(session, page, 20)
+    assert time.monotonic() - began < 30
     assert len({act.group for act in session.acts}) == 20
     assert len({act.order for act in session.acts}) > 1
     for act in session.acts:
@@ -576,6 +504,23 @@ def test_ratings_made_offline_arrive_after_a_reload(desk: tuple[FakeSession, Pag
     page.wait_for_function("Object.keys(localStorage).every(key => !key.includes('.act.'))")
 
 
+def test_ten_seconds_offline_lose_nothing_and_the_board_goes_on(desk: tuple[FakeSession, Page], context: BrowserContext) -> None:
+    session, page = desk
+    context.set_offline(True)
+    for key in ("g", "t", "b"):
+        shown = prompt_shown(page)
+        press(page, key)
+        page.wait_for_function("shown => document.querySelector('.lh-board .lh-prompt').textContent !== shown", arg=shown)
+    page.wait_for_timeout(10_000)
+    assert session.acts == []
+    context.set_offline(False)
+    wait_for_acts(session, page, 3)
+    page.wait_for_selector(".lh-board[data-state=rating]")
+    press(page, "s")
+    wait_for_acts(session, page, 4)
+    assert [act.kind for act in session.acts] == ["good", "tie", "bad", "skip"]
+
+
 @pytest.mark.parametrize("history", ["{", "7", '[null, 1, {"id": "x"}]'])
 def test_garbage_kept_in_the_browser_costs_only_itself(desk: tuple[FakeSession, Page], history: str) -> None:
     session, page = desk
@@ -962,357 +907,19 @@ def test_a_key_costs_the_page_little(desk: tuple[FakeSession, Page]) -> None:
     assert statistics.median(costs) < 50
 
 
-# --- other tabs ----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_progress_says_whether_it_learns_and_shows_every_version(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".verdict")).to_have_text("Nothing was learned yet.")
-    expect(page.get_by_role("button", name="Take the blind test")).to_be_hidden()
-    page.get_by_role("tab", name="Rate").click()
-    for n in (1, 2):
-        press(page, "g")
-        wait_for_acts(session, page, n)
-    session.pairs = {f"p{i}": Pair("a", i, 2, 0, "ann", "tuned" if i < 13 else "base", True) for i in range(20)}
-    page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".verdict")).to_have_text("v2 wins 13 of 20 blind pairs against the base: 65% (43 to 82).")
-    expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
-    expect(page.locator(".lh-grid thead th")).to_have_text(["", *session.prompts[:2]])
-    expect(page.locator(".lh-grid td img")).to_have_count(6)
-    expect(page.locator(".lh-chart figcaption")).to_have_text(["Stars, from people", "jpeg"])
-    expect(page.locator(".lh-scale").first).to_have_text("base: 3.003.00 to 3.20v2: 3.20")
-    expect(page.locator(".lh-shares")).to_have_text("people75%jpeg25%")
-    expect(page.locator(".lh-log li").first).to_contain_text("v2 from 4 images, 2.5 s, KL 0.020 nats a step, 100% young enough for LOOP")
-
-
-def test_progress_draws_nothing_twice_and_nothing_while_it_is_out_of_sight(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    press(page, "g")
-    wait_for_acts(session, page, 1)
-    page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".lh-grid td img")).to_have_count(4)
-    page.evaluate("document.querySelector('.lh-grid td img').dataset.mine = 'kept'")
-    page.get_by_role("tab", name="Rate").click()
-    press(page, "g")
-    wait_for_acts(session, page, 2)
-    page.wait_for_timeout(2500)
-    assert page.locator(".lh-grid tbody tr").count() == 2
-    page.get_by_role("tab", name="Progress").click()
-    expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
-
-
-@pytest.fixture
-def rated(desk: tuple[FakeSession, Page]) -> tuple[FakeSession, Page]:
-    """Three groups rated, best and worst, all good, skipped; the History tab is open."""
-    session, page = desk
-    for n, keys in enumerate((("2", "4"), ("g",), ("s",)), 1):
-        page.wait_for_selector(".lh-board[data-state=rating]")
-        press(page, *keys)
-        wait_for_acts(session, page, n)
-    page.get_by_role("tab", name="History").click()
-    expect(page.locator(".lh-entry")).to_have_count(3)
-    return session, page
-
-
-def test_history_shows_what_was_rated_and_filters_it(rated: tuple[FakeSession, Page]) -> None:
-    session, page = rated
-    newest = page.locator(".lh-entry").first
-    expect(newest).to_contain_text(session.groups[session.acts[2].group].prompt)
-    expect(newest).to_contain_text("skipped · by you · drawn by base")
-    expect(page.locator(".lh-entry").last.locator("figcaption")).to_have_text(["★" * int(n or 0) for n in session.acts[0].stars])
-    page.locator(".kind").select_option("best")
-    expect(page.locator(".lh-entry")).to_have_count(1)
-    page.locator(".kind").select_option("")
-    page.locator(".filters .version").select_option("0")
-    expect(page.locator(".lh-entry")).to_have_count(3)
-    session.acts[1] = dataclasses.replace(session.acts[1], rater="bob")
-    page.locator(".mine").check()
-    expect(page.locator(".lh-entry")).to_have_count(2)
-
-
-def test_history_goes_on_page_by_page(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    for i in range(45):
-        session.rate(Act(session.draw().id, "bob", (3.0,) * 4, kind="tie", key=f"k{i}"))
-    page.get_by_role("tab", name="History").click()
-    for n in (20, 40, 45):
-        expect(page.locator(".lh-entry")).to_have_count(n)
-        if n < 45:
-            page.get_by_role("button", name="Older").click()
-    expect(page.get_by_role("button", name="Older")).to_be_hidden()
-    assert len(set(page.locator(".lh-said p:first-child").all_inner_texts())) == 45
-
-
-def test_a_rating_is_changed_on_the_board(rated: tuple[FakeSession, Page]) -> None:
-    session, page = rated
-    group = session.acts[0].group
-    page.locator(".lh-entry").last.get_by_role("button", name="Rate again").click()
-    expect(page.locator(".lh-board .lh-prompt")).to_have_text(session.groups[group].prompt)
-    expect(page.locator(".last")).to_contain_text("Rated before")
-    press(page, "b")
-    page.wait_for_function("() => !document.querySelector('.ahead').textContent.includes('to send')")
-    wait_for_acts(session, page, 3)
-    assert [(act.kind, act.stars) for act in session.acts if act.group == group] == [("bad", (1.0,) * 4)]
-
-
-@pytest.mark.parametrize("format", ["csv", "jsonl"])
-def test_ratings_are_taken_away_as_a_file(rated: tuple[FakeSession, Page], format: str) -> None:
-    session, page = rated
-    with page.expect_download() as download:
-        page.locator(f"[data-take={format}]").click()
-    assert download.value.suggested_filename == f"first-ratings.{format}"
-    assert Path(download.value.path()).read_text().split() == [act.group for act in session.acts]
-
-
-def test_my_ratings_are_deleted_on_the_second_press_and_do_not_come_back(rated: tuple[FakeSession, Page]) -> None:
-    session, page = rated
-    session.fault = OSError("not now")
-    page.get_by_role("tab", name="Rate").click()
-    press(page, "t")
-    page.wait_for_timeout(300)
-    page.get_by_role("tab", name="History").click()
-    page.get_by_role("button", name="Delete my ratings").click()
-    page.wait_for_timeout(300)
-    assert len(session.acts) == 3
-    page.get_by_role("button", name="Press again").click()
-    expect(page.locator(".done")).to_contain_text("3 rated groups deleted for ever.")
-    session.fault = None
-    page.wait_for_timeout(4000)
-    assert session.acts == []
-    expect(page.locator(".lh-entry")).to_have_count(0)
-
-
-def test_a_version_gets_a_name(rated: tuple[FakeSession, Page]) -> None:
-    session, page = rated
-    page.get_by_label("name of v1").fill("warm <b>")
-    page.get_by_label("name of v1").press("Enter")
-    page.wait_for_function("() => document.querySelector('.filters .version').textContent.includes('v1 warm <b>')")
-    assert session.version_titles == {1: "warm <b>"}
-    page.get_by_role("tab", name="Compare").click()
-    expect(page.locator("select.right option")).to_have_text(["in use", "v2", "v1 warm <b>", "base"])
-
-
-def test_history_rolls_back_on_the_second_press(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    press(page, "g")
-    wait_for_acts(session, page, 1)
-    page.get_by_role("tab", name="History").click()
-    button = page.get_by_role("button", name="Use this version")
-    expect(button).to_have_count(1)
-    button.click()
-    page.get_by_role("button", name="Press again to go back").wait_for()
-    assert len(session.published) == 2
-    page.get_by_role("button", name="Press again to go back").click()
-    expect(page.locator(".lh-table tbody tr").first.locator("td").first).to_have_text("v2")
-    assert (session.published[-1].kind, session.published[-1].parent) == ("rollback", 0)
-
-
-def test_compare_draws_both_and_says_what_is_wrong(desk: tuple[FakeSession, Page]) -> None:
-    _, page = desk
-    page.get_by_role("tab", name="Compare").click()
-    page.fill(".lh-panel .prompt", "a star")
-    page.fill(".lh-panel .seed", "200")
-    page.get_by_role("button", name="Draw both").click()
-    for side in (".one", ".two"):
-        page.wait_for_selector(f"{side} img")
-        assert page.eval_on_selector(f"{side} img", FIRST_PIXEL) == [200, 0, 100, 255]
-    page.evaluate("document.querySelector('.lh-panel .prompt').removeAttribute('maxlength')")
-    page.fill(".lh-panel .prompt", "x" * 5000)
-    page.get_by_role("button", name="Draw both").click()
-    expect(page.locator(".lh-panel:has(.lh-pair) .error")).to_contain_text("1000 characters")
-
-
-def test_compare_draws_any_two_versions_at_any_strength_and_swaps_them(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    for n in (1, 2):
-        press(page, "g")
-        wait_for_acts(session, page, n)
-    page.get_by_role("tab", name="Compare").click()
-    expect(page.locator("select.left option")).to_have_text(["base", "v2", "v1"])
-    page.fill(".lh-panel .prompt", "a star")
-    page.locator("select.left").select_option("1")
-    page.locator(".strength").fill("0.5")
-    page.get_by_role("button", name="Draw both").click()
-    expect(page.locator(".one-name")).to_have_text("v1 at strength 0.50")
-    expect(page.locator(".two-name")).to_have_text("v2 at strength 0.50")
-
-    def sides() -> list[Any]:
-        return [page.eval_on_selector(f"{side} img", FIRST_PIXEL)[1] for side in (".one", ".two")]
-
-    assert sides() == [10, 20]
-    page.locator(".two-name").click()
-    page.keyboard.down("c")
-    assert sides() == [20, 10]
-    page.keyboard.up("c")
-    assert sides() == [10, 20]
-    page.locator(".swap").hover()
-    page.mouse.down()
-    expect(page.locator(".one-name")).to_have_text("v2 at strength 0.50")
-    page.mouse.up()
-    expect(page.locator(".one-name")).to_have_text("v1 at strength 0.50")
-
-
-def test_the_blind_test_is_twenty_pairs_that_count(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Start the blind test").click()
-    expect(page.locator(".lh-panel:visible .error")).to_contain_text("Nothing was learned yet")
-    page.get_by_role("tab", name="Rate").click()
-    press(page, "g")
-    wait_for_acts(session, page, 1)
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Start the blind test").click()
-    for n in range(1, 21):
-        expect(page.locator(".which")).to_have_text(f"Pair {n} of 20")
-        assert not re.search("tuned|base|v1", page.inner_text(".lh-trial .lh-pair") + page.inner_text(".asked"))
-        press(page, "ArrowRight" if n > 13 else "ArrowDown" if n == 13 else "ArrowLeft")
-    expect(page.locator(".lh-trial")).to_be_hidden()
-    expect(page.locator(".lh-verdicts li")).to_have_text("v1 wins 12.5 of 20 blind pairs against the base: 63% (41 to 80)")
-    assert len(session.pairs) == 20
-    assert all(pair.milliseconds is not None and pair.rater for pair in session.pairs.values())
-    expect(page.locator(".lh-bar")).to_contain_text("63%")
-    assert len(session.acts) == 1
-
-
-def test_blind_answers_by_mouse_say_who_was_who_and_stop_stops(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    press(page, "g")
-    wait_for_acts(session, page, 1)
-    page.get_by_role("tab", name="Progress").click()
-    page.get_by_role("button", name="Take the blind test").click()
-    expect(page.locator(".which")).to_have_text("Pair 1 of 20")
-    page.locator(".lh-side").first.click()
-    expect(page.locator(".told")).to_have_text("The last pair: you chose tuned, v1.")
-    expect(page.locator(".which")).to_have_text("Pair 2 of 20")
-    page.get_by_role("button", name="About the same").click()
-    expect(page.locator(".told")).to_have_text("The last pair: tuned was the left one.")
-    page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".lh-trial")).to_be_hidden()
-    press(page, "ArrowLeft")
-    page.wait_for_timeout(300)
-    assert len(session.pairs) == 2
-
-
-def test_export_gives_this_versions_file_with_one_click(desk: tuple[FakeSession, Page], tmp_path: Path) -> None:
-    session, page = desk
-    for version in (1, 2):
-        page.get_by_role("tab", name="Rate").click()
-        page.wait_for_selector(".lh-board[data-state=rating]")
-        press(page, "g")
-        wait_for_acts(session, page, version)
-        page.get_by_role("tab", name="Export").click()
-        page.get_by_text("for ComfyUI and A1111").click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Make file").click()
-        assert download.value.suggested_filename == f"kohya-v{version}.zip"
-        with zipfile.ZipFile(download.value.path()) as archive:
-            assert archive.read("README.md") == f"version {version}".encode()
-    expect(page.locator(".learned")).to_have_text("v2, learned from 8 rated images in 2 updates.")
-    expect(page.locator(".sha256")).to_have_text(hashlib.sha256((session.folder / "kohya-v2.zip").read_bytes()).hexdigest())
-    expect(page.locator(".load")).to_contain_text("<lora:kohya-v2:1>")
-
-
-def test_what_stands_on_the_file_is_the_persons_to_say(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    page.get_by_role("tab", name="Export").click()
-    page.get_by_label("Name of the file").fill("warm-shapes")
-    page.get_by_label("Trigger phrase").fill("in my style")
-    page.get_by_label("Licence").fill("mit")
-    page.get_by_label("Cover pictures").fill("a red circle\n\n two stars ")
-    page.get_by_role("button", name="Make file").click()
-    expect(page.locator(".load")).to_contain_text('pipe.load_lora_weights("diffusers-v0")')
-    assert session.label == Label("warm-shapes", "in my style", "mit", ("a red circle", "two stars"))
-    page.get_by_label("Name of the file").fill("Not A Name")
-    page.get_by_role("button", name="Make file").click()
-    assert page.eval_on_selector(".name", "input => !input.validity.valid")
-    assert session.label == Label("warm-shapes", "in my style", "mit", ("a red circle", "two stars"))
-
-
-def test_settings_change_what_may_change_and_show_the_rest(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    page.get_by_role("button", name="Toggle Sidebar").click()
-    panel = page.locator(".lh-settings")
-    expect(panel.get_by_role("radio", name="Normal")).to_be_checked()
-    panel.get_by_text("Bold", exact=True).click()
-    page.wait_for_function("() => document.querySelector('.bold input[value=bold]').checked")
-    for _ in range(100):
-        if session.knobs.learn.beta == 0.5:
-            break
-        page.wait_for_timeout(50)
-    assert (session.knobs.learn.beta, session.knobs.learn.learning_rate) == (0.5, 2e-4)
-    panel.get_by_label("weight of jpeg").fill("1.25")
-    panel.get_by_label("What not to draw").fill("blue <b>")
-    panel.get_by_label("What not to draw").press("Tab")
-    panel.get_by_text("All knobs").click()
-    expect(panel.locator("dd", has_text="jpeg=1.25")).to_be_visible()
-    expect(panel.locator("dd", has_text="blue <b>")).to_be_visible()
-    assert session.knobs.rewards == {"jpeg": 1.25}
-    press(page, "g")
-    page.wait_for_timeout(500)
-    panel.get_by_label("Your name beside your ratings").fill("ann 1234")
-    panel.get_by_label("Your name beside your ratings").press("Tab")
-    page.locator(".lh-board .lh-prompt").click()
-    press(page, "b")
-    wait_for_acts(session, page, 2)
-    assert [act.rater for act in session.acts] == ["me", "ann 1234"]
-
-
-def test_runs_are_picked_begun_renamed_and_deleted(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    page.get_by_role("button", name="Toggle Sidebar").click()
-    expect(page.locator(".lh-runs li")).to_have_count(2)
-    expect(page.locator(".lh-runs li").first).to_contain_text("firstfake · base · 0 rated")
-    page.get_by_role("button", name="Rename").first.click()
-    page.get_by_label("new name of first").fill("renamed")
-    page.get_by_label("new name of first").press("Enter")
-    expect(page.locator(".opening")).to_be_hidden()
-    page.get_by_role("button", name="Delete", exact=True).click()
-    page.get_by_role("button", name="Press again: for ever").click()
-    expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Open", exact=True).click()
-    expect(page.locator(".opening")).to_be_hidden()
-    page.get_by_text("New run, or other prompts").click()
-    page.get_by_label("Name of the new run").fill("cats")
-    page.get_by_label("Prompts").select_option("my own")
-    page.get_by_label("One prompt a line").fill("a cat\na {red|blue} cat")
-    page.get_by_label("Images in a group").fill("3")
-    page.get_by_role("button", name="Begin a new run").click()
-    for _ in range(100):
-        if len(session.switched) == 4:
-            break
-        page.wait_for_timeout(50)
-    assert session.switched[:3] == [("rename", "first", "renamed"), ("delete", "other"), ("open", "other")]
-    kind, name, changes, prompts = session.switched[3]
-    assert (kind, name, prompts) == ("new", "cats", "a cat\na {red|blue} cat")
-    assert (changes["draw.num_images_per_prompt"], changes["rewards"]) == (3, "jpeg=0.5")
-
-
-def test_when_another_run_is_opened_every_page_begins_anew_with_it(desk: tuple[FakeSession, Page]) -> None:
-    session, page = desk
-    session.fault = OSError("not now")
-    press(page, "g")
-    page.wait_for_timeout(300)
-    page.evaluate("window.before = true")
-    session.run = "second"
-    page.wait_for_function("() => !window.before && document.querySelector('.lh-board')?.dataset.run === 'second'")
-    session.fault = None
-    page.wait_for_timeout(3500)
-    assert session.acts == []
-    session.run = "first"
-    wait_for_acts(session, page, 1)
-
-
-def test_a_run_may_have_another_number_of_images(tmp_path: Path, context: BrowserContext) -> None:
-    session = FakeSession(tmp_path, k=6)
-    with serving(session, Settings.read(None, runs=Path("unused"))) as url:
+def test_the_first_group_is_there_soon_after_the_page(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    """Within 2 s on a quiet machine, with groups ready; twice that here, where other tests run beside it."""
+    session, url = served
+    session.reset()
+    seconds = []
+    for _ in range(3):
         page = context.new_page()
+        began = time.monotonic()
         open_board(page, url)
-        expect(page.locator(".lh-card:visible")).to_have_count(6)
-        expect(page.locator(".most")).to_have_text("6")
-        press(page, "5", "6")
-        wait_for_acts(session, page, 1)
-        assert sorted(stars or 0 for stars in session.acts[0].stars) == [1, 3, 3, 3, 3, 5]
+        seconds.append(time.monotonic() - began)
+        page.close()
+    print(f"first group after {statistics.median(seconds):.2f} s (median of {seconds})")
+    assert statistics.median(seconds) < 4
 
 
 # --- strangers -----------------------------------------------------------------------------------------------------------------------------
@@ -1387,6 +994,36 @@ def count(page: Page, name: str) -> int:
     return int(page.inner_text(f".lh-bar .{name}").lstrip("–") or 0)
 
 
+def test_a_killed_server_loses_no_rating(model: str, runs: Path, free_port: int, context: BrowserContext) -> None:
+    """Two ratings made after the kill are filed, once each, by the server that is started next."""
+    command = [sys.executable, "app.py", "--model", model, "--runs", str(runs), "--port", str(free_port)]
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        assert any(line.startswith("Open http") for line in process.stdout)
+        return process
+
+    server = start()
+    try:
+        page = context.new_page()
+        open_board(page, f"http://127.0.0.1:{free_port}")
+        page.wait_for_function("() => /[2-9] more ready/.test(document.querySelector('.ahead').textContent)")
+        server.kill()
+        server.communicate()
+        for key in ("g", "b"):
+            shown = page.eval_on_selector(".lh-card img", "image => image.dataset.src")
+            press(page, key)
+            page.wait_for_function("src => document.querySelector('.lh-card img')?.dataset.src !== src", arg=shown)
+        page.wait_for_function("() => Object.keys(localStorage).filter(key => key.includes('.act.')).length === 2")
+        server = start()
+        page.wait_for_function("() => Object.keys(localStorage).every(key => !key.includes('.act.'))")
+        page.wait_for_function("() => document.querySelector('.lh-bar .ratings')?.textContent === '8'")
+    finally:
+        server.kill()
+        server.communicate()
+
+
 def test_the_whole_loop(app: str, context: BrowserContext, tmp_path: Path) -> None:
     """Ten groups by keys, the version moves, the page is loaded again without loss, base and tuned differ, the LoRA comes home."""
     context.set_default_timeout(300_000)
@@ -1404,6 +1041,11 @@ def test_the_whole_loop(app: str, context: BrowserContext, tmp_path: Path) -> No
     page.reload()
     page.wait_for_selector(".lh-board[data-state=rating]")
     page.wait_for_function("() => document.querySelector('.lh-bar .ratings').textContent === '40'")
+    other = context.new_page()  # another page never gets the same group
+    open_board(other, app)
+    shown = [each.eval_on_selector_all(".lh-card img", "images => images.map(image => image.dataset.src)") for each in (page, other)]
+    assert set(shown[0]) & set(shown[1]) == set()
+    other.close()
     page.wait_for_function("() => document.querySelector('.lh-bar .pending').textContent === '0'")
     moved = version(page)
     assert moved > 0

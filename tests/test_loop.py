@@ -503,6 +503,22 @@ def test_failed_update_leaves_what_is_published_and_waits_for_something_new(stag
     assert stage.rate(third) > 0
 
 
+def test_memory_that_ran_out_is_said_with_what_helps(staged: Staged) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """As torch's."""
+
+    stage = staged()
+    stage.run()
+    stage.fake.faults["update"] = [OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB ...")]
+    stage.rate(stage.next())
+    stage.run()
+    said = stage.session.status().last_error
+    assert said == (
+        "The GPU ran out of memory while updating. Nothing is lost: start again with a smaller --learn.micro-batch, or fewer images in a group."
+    )
+    assert stage.session.status().policy_version == 0
+
+
 def test_rating_that_fails_twice_is_set_aside_and_the_others_are_learned(staged: Staged) -> None:
     stage = staged()
     stage.run()

@@ -738,6 +738,13 @@ def test_answers_tell_browsers_not_to_guess_types(own: tuple[FakeSession, str]) 
     assert httpx.get(own[1]).headers["x-content-type-options"] == "nosniff"
 
 
+def test_the_bar_says_when_little_disk_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = board.Board(FakeSession(tmp_path), Access(everybody=True))  # type: ignore[arg-type]
+    for free, said in ((4.9e9, 4.9e9), (5.1e9, None)):
+        monkeypatch.setattr("loophil.ui.answers.shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        assert desk.bar(request())["disk"] == said
+
+
 def test_no_event_has_a_name_of_gradios_own(tmp_path: Path) -> None:
     """`change` would be fired by each new value that the handler gives, without end."""
     blocks = page(FakeSession(tmp_path), Access(everybody=True))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """How records go out: the dictionaries of the contracts and of the page's own components. Nothing here decides or changes anything."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from urllib.parse import quote
 from loophil.evaluation import wilson
 from loophil.store import Update
 from loophil.types import Entry, Group, Status, Tally, Version
+
+LITTLE_DISK = 5e9  # bytes
 
 
 def picture_url(images: Path, file: str) -> str:
@@ -39,10 +42,14 @@ def facts(group: Group, scores: Mapping[str, Sequence[float | None]]) -> dict[st
     return {"version": group.policy_version, "seeds": seeds, "scores": {reward: list(values) for reward, values in scores.items()}}
 
 
-def bar(status: Status, tallies: Sequence[Tally], *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
-    """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's; `sign_in`: a password would help."""
-    better = verdict(tallies[-1]) if tallies else None
-    return {**status_answer(status), "better": better, "now": time.time(), "may_teach": may_teach, "sign_in": sign_in}
+def bar(status: Status, tallies: Sequence[Tally], images: Path, *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
+    """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's; `sign_in`: a password would help.
+
+    `disk`: bytes left where the run lies, once they are few.
+    """
+    better, free = verdict(tallies[-1]) if tallies else None, shutil.disk_usage(images).free
+    known = {"better": better, "disk": free if free < LITTLE_DISK else None, "now": time.time()}
+    return {**status_answer(status), **known, "may_teach": may_teach, "sign_in": sign_in}
 
 
 def version_row(version: Version, name: str) -> dict[str, Any]:

@@ -73,7 +73,13 @@ class Board(Handlers):
     def bar(self, request: gr.Request) -> Answer:
         """The bar above the tabs: the loop's snapshot, and who looks."""
         may_teach = self.access.may_teach(request)
-        return answers.bar(self.session.status(), self.session.tallies(), may_teach=may_teach, sign_in=bool(self.access.passwords) and not may_teach)
+        return answers.bar(
+            self.session.status(),
+            self.session.tallies(),
+            self.session.images,
+            may_teach=may_teach,
+            sign_in=bool(self.access.passwords) and not may_teach,
+        )
 
     def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
         """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""

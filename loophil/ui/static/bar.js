@@ -15,6 +15,8 @@ function paint() {
   say('.ratings', status.ratings);
   say('.ready', status.ready);
   say('.pending', status.pending);
+  show('.disk', status.disk !== null);
+  if (status.disk !== null) say('.free', `${(status.disk / 1e9).toFixed(1)} GB`);
   show('.fresh', status.freshness !== null);
   if (status.freshness !== null) say('.kept', `${percent(status.freshness)}%`);
   find('.fresh').title = 'How much of what the last update learned from was drawn by a version young enough for LOOP';
