@@ -21,6 +21,7 @@ from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
+from loophil.repeats import Repeats
 from loophil.store import Update, to_csv, to_jsonl
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.worker import Stopped
@@ -43,6 +44,7 @@ class Session:
     def __init__(self, loop: Loop, export: Callable[[Engine, str, Label], Path], *, blind_prompts: Sequence[str] = ()) -> None:
         self._loop, self._export = loop, export
         self._store = loop.store
+        self._repeats = Repeats(loop.store)
         self._blind = BlindTest(loop.store, self._drawn, blind_prompts or loop.prompts.prompts)
         self._closing = threading.Lock()
         self.images = loop.store.images
@@ -56,9 +58,12 @@ class Session:
     def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6, page: str = "") -> list[Group]:
         """Groups to be rated next by this rater, in order; never waits, and tells the loop that a person is there.
 
-        While a page (a tab of the rater's browser; "" = the only one) goes on asking, no other page gets the same ones.
+        One in twenty is a group that they have rated before (see repeats.py). While a page (a tab of the rater's browser; "" = the only one) goes on
+        asking, no other page gets the same ones.
         """
-        return self._loop.upcoming(rater, limit, page)
+        groups = self._loop.upcoming(rater, limit, page)
+        again = self._repeats.due(rater) if groups else None
+        return [again, *groups][:limit] if again else groups
 
     def on_show(self, limit: int = 6) -> list[Group]:
         """Groups for somebody who looks and does not teach: nothing is kept from others by that."""
@@ -153,6 +158,10 @@ class Session:
         """Every attempt to learn, oldest first."""
         return self._store.updates()
 
+    def agreement(self, rater: str = DEFAULT_RATER) -> tuple[float, int] | None:
+        """How well this rater agrees with themselves on groups that were shown twice: (share of pairs, groups); None = none was yet."""
+        return self._repeats.agreement(rater)
+
     def curves(self) -> list[Mean]:
         """The mean of each source over what each version drew, oldest version first."""
         return self._store.means()
@@ -166,6 +175,7 @@ class Session:
     def forget(self, rater: str = DEFAULT_RATER) -> int:
         """Deletes what this person rated, for ever; how many acts that were. What was learned from them stays in the LoRA."""
         deleted = self._store.forget_rater(rater)
+        self._repeats.forget(rater)
         self._loop.forgotten()
         return deleted
 

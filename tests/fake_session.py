@@ -61,6 +61,7 @@ class FakeSession:
             self.label: Label | None = None
             self.knobs = Settings(rewards={"jpeg": 0.5})
             self.no_signal = 0
+            self.agreed: tuple[float, int] | None = None
             self.run = "first"
             self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
@@ -274,6 +275,9 @@ class FakeSession:
     def updates(self) -> list[Update]:
         stats = {"images": 4, "approx_kl": 0.02, "kept": 1.0, "seconds": 2.5, "shares": {"human:ann": 0.75, "jpeg": 0.25}}
         return [Update(v.number, v.number - 1, "committed", v.number, v.created, v.created, stats, "") for v in self.published if v.kind == "update"]
+
+    def agreement(self, rater: str = "") -> tuple[float, int] | None:
+        return self.agreed
 
     def curves(self) -> list[Mean]:
         return [Mean(v.number, source, 3 + v.number / 10, 4) for v in self.published for source in ("jpeg", "stars")]

@@ -25,6 +25,7 @@ STOREYS = {
     "loophil.session": 6,
     "loophil.loop": 5,
     "loophil.blind": 4,
+    "loophil.repeats": 4,
     "loophil.jobs": 4,
     "loophil.worker": 4,
     "loophil.evaluation": 4,

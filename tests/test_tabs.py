@@ -27,9 +27,11 @@ def test_progress_says_whether_it_learns_and_shows_every_version(desk: tuple[Fak
     for n in (1, 2):
         press(page, "g")
         wait_for_acts(session, page, n)
+    session.agreed = (0.83, 4)
     session.pairs = {f"p{i}": Pair("a", i, 2, 0, "ann", "tuned" if i < 13 else "base", True) for i in range(20)}
     page.get_by_role("tab", name="Progress").click()
     expect(page.locator(".verdict")).to_have_text("v2 wins 13 of 20 blind pairs against the base: 65% (43 to 82).")
+    expect(page.locator(".facts")).to_contain_text("Shown 4 groups twice, you put 83% of the pairs in the same order.")
     expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
     expect(page.locator(".lh-grid thead th")).to_have_text(["", *session.prompts[:2]])
     expect(page.locator(".lh-grid td img")).to_have_count(6)

@@ -112,6 +112,10 @@ class Records(Lessons, Versions):
             taught[use["act_id"]] = (*taught.get(use["act_id"], ()), use["version"])
         return [Entry(of[record.act.group], record.act, record.created, record.id, taught.get(record.id, ())) for record in acts]
 
+    def acted(self, rater: str) -> int:
+        """How many acts of this rater stand: also those that a newer one on the same group has superseded."""
+        return int(self._value("SELECT count(*) FROM standing_acts WHERE rater = ?", rater))
+
     def means(self) -> list[Mean]:
         """The mean stars of all people and the mean score of each reward model over the images of each version, oldest version first."""
         rows = self._rows(

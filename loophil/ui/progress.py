@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from loophil.types import Mean
-from loophil.ui import answers
+from loophil.ui import answers, parse
 from loophil.ui.access import Handlers
-from loophil.ui.events import Answer, answering
+from loophil.ui.events import Answer, answering, sent_with
 
 POINTS = 200  # of a curve; more only cost the page time
 ROWS = 24  # versions in the table of pictures
@@ -28,11 +28,15 @@ class Progress(Handlers):
             {"version": version, "name": names.get(version, ""), "pictures": {str(i): answers.picture_url(images, file) for i, file in drawn.items()}}
             for version, drawn in strip.items()
         ]
-        updates = self.session.updates()
+        sent, updates = sent_with(event), self.session.updates()
+        rater = parse.text(sent.get("rater"), "rater")
+        mine = self.access.board_rater(request, rater, parse.text(sent.get("who"), "name")) if self.access.may_teach(request) else ""
+        agreement = self.session.agreement(mine) if mine else None
         return {
             "prompts": prompts,
             "rows": [row for row in rows[:1] if len(rows) > ROWS] + rows[-ROWS:],
             "verdicts": [answers.verdict(tally) for tally in reversed(self.session.tallies())],
+            "agreement": {"share": agreement[0], "groups": agreement[1]} if agreement else None,
             "curves": curves(self.session.curves()),
             "log": [answers.update_line(update) for update in updates[-LINES:]],
             "current": self.session.status().policy_version,

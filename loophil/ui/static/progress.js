@@ -13,7 +13,7 @@ function changed(part, value) {
   return true;
 }
 
-function paintVerdict({ verdicts, current }) {
+function paintVerdict({ verdicts, current, agreement }) {
   const newest = verdicts[0];
   const none = current === 0 ? 'Nothing was learned yet.' : 'Nobody has taken the blind test yet.';
   say('.verdict', newest ? `${verdictWords(newest)}.` : none);
@@ -21,7 +21,8 @@ function paintVerdict({ verdicts, current }) {
   show('.test', current > 0);
   const made = status ? `${count(status.ratings, 'rated image')} so far, ${count(status.updates, 'update')}.` : '';
   const other = newest && newest.version !== current ? `v${current} is in use and was not tested yet.` : '';
-  say('.facts', [made, other].filter(Boolean).join(' '));
+  const self = agreement ? `Shown ${count(agreement.groups, 'group')} twice, you put ${percent(agreement.share)}% of the pairs in the same order.` : '';
+  say('.facts', [made, other, self].filter(Boolean).join(' '));
 }
 
 function paintGrid({ prompts, rows }) {
@@ -115,6 +116,8 @@ watch('value', () => {
   paintLog(value.log);
 });
 
+const look = () => trigger('look', { rater: browserName(), who: personName() });
+
 function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
   status = event.detail;
@@ -123,7 +126,7 @@ function onStatus(event) {
   const missing = !shown || pictures < shown.rows.length * shown.prompts.length || !shown.rows.some((row) => row.version === current);
   const news = shown?.current !== current || (status.better?.n || 0) !== (shown?.verdicts[0]?.n || 0);
   const now = performance.now();
-  if (now - asked > (news ? 1000 : 3000) && (news || missing)) { asked = now; trigger('look'); }
+  if (now - asked > (news ? 1000 : 3000) && (news || missing)) { asked = now; look(); }
 }
 
 // Gradio makes a tab when it is opened first, so the button there may come later.
@@ -135,4 +138,4 @@ function startTest(tries = 100) {
 find('.test').addEventListener('click', () => { openTab('Compare'); startTest(); });
 find('.copy').addEventListener('click', () => navigator.clipboard?.writeText(findAll('.lh-log li').map((node) => node.textContent).join('\n')));
 window.addEventListener('loophil:status', onStatus);
-trigger('look');
+look();
