@@ -248,6 +248,6 @@ def _color_name(rgb: Array) -> str:
     if saturation < 0.2 and value < 0.8:
         return "gray"
     if 0.022 < hue < 0.118:
-        return "orange" if value > 0.62 else "brown"
+        return "orange" if value > 0.66 else "brown"
     bounds = {"red": 0.022, "yellow": 0.24, "green": 0.435, "cyan": 0.555, "blue": 0.69, "purple": 0.83, "pink": 0.965}
     return next((name for name, upper in bounds.items() if hue <= upper), "red")

@@ -40,10 +40,10 @@ from data.shapes import (
 __all__ = ["Scene", "Style", "Thing", "caption", "check", "compare", "parse", "read", "render", "sample_scene", "sample_style"]
 
 # Radii in pixels of a 64-pixel picture. The gaps between the classes make "small" and "large" checkable (SIZE_BOUNDS in shapes.py).
-SMALL_RADIUS = (7.0, 8.6)
-LARGE_RADIUS = (12.6, 20.0)
-LARGE_RADIUS_OF_TWO = (12.1, 12.7)
-MEDIUM_RADIUS = (9.6, 11.0)
+SMALL_RADIUS = (7.9, 9.1)
+LARGE_RADIUS = (12.8, 20.0)
+LARGE_RADIUS_OF_TWO = (12.3, 12.7)
+MEDIUM_RADIUS = (10.2, 11.2)
 MARGIN, GAP = 2.0, 4.0
 
 
@@ -134,7 +134,7 @@ def _place(scene: Scene, style: Style, rng: np.random.Generator) -> list[tuple[T
         return [(thing, radius, SIZE / 2 + rng.uniform(-room, room), SIZE / 2 + rng.uniform(-room, room))]
     if len(scene.things) == 1:
         thing = scene.things[0]
-        low, high = (9.2, 11.4) if thing.texture != "solid" else (7.2, 11.4)
+        low, high = (9.8, 11.4) if thing.texture != "solid" else (8.4, 11.4)
         radius = float(rng.uniform(low, high))
         spots = _spots(thing.count, radius, style, rng)
         return [(thing, radius, x, y) for x, y in spots]

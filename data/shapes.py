@@ -17,7 +17,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "gray")
 TEXTURES = ("solid", "striped", "dotted")
 SIZES = ("small", "large")
-SIZE_BOUNDS = (9.1, 11.6)  # pixels of radius: small is below, large above, medium has no name
+SIZE_BOUNDS = (9.6, 11.8)  # pixels of radius: small is below, large above, medium has no name
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("light", "dark", "gradient", "night")
 MAX_COUNT = 4
@@ -31,7 +31,7 @@ HUES_SATURATIONS_VALUES = {
     "blue": (0.615, 0.84, 0.88),
     "purple": (0.765, 0.70, 0.74),
     "pink": (0.92, 0.52, 0.98),
-    "brown": (0.065, 0.66, 0.45),
+    "brown": (0.065, 0.66, 0.50),
     "gray": (0.6, 0.03, 0.50),
 }
 # Saturation and value of each colour are scaled by these; `value` moves towards 1 by the given share.
@@ -51,11 +51,11 @@ def _heart_points() -> Array:
     return np.stack([x, y - 2.4], axis=1) / 15.2
 
 
-_W = 0.34
+_W = 0.39
 POLYGONS: dict[str, Array] = {
     "square": np.array([(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]),
     "triangle": np.array([(0, -0.98), (1.06, 0.84), (-1.06, 0.84)]),
-    "star": _star_points(5, 0.44),
+    "star": _star_points(5, 0.54),
     "heart": _heart_points(),
     "diamond": np.array([(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)]),
     "cross": np.array([(-_W, -1), (_W, -1), (_W, -_W), (1, -_W), (1, _W), (_W, _W), (_W, 1), (-_W, 1), (-_W, _W), (-1, _W), (-1, -_W), (-_W, -_W)]),
@@ -80,7 +80,7 @@ def signed_distance(shape: str, x: Array, y: Array) -> Array:
     if shape == "circle":
         return np.hypot(x, y) - 0.96
     if shape == "moon":
-        return np.maximum(np.hypot(x, y) - 1.02, 0.8 - np.hypot(x - 0.46, y + 0.12))
+        return np.maximum(np.hypot(x, y) - 1.02, 0.8 - np.hypot(x - 0.56, y + 0.14))
     return _polygon_distance(POLYGONS[shape], x, y)
 
 
@@ -88,8 +88,8 @@ def texture_weight(texture: str, dx: Array, dy: Array, radius: float, slant: flo
     """Share 0..1 of the second colour at dx, dy pixels from the centre; shapes broadcast. `slant` turns the pattern, in radians."""
     u, v = dx * math.cos(slant) + dy * math.sin(slant), -dx * math.sin(slant) + dy * math.cos(slant)
     if texture == "striped":
-        period = max(5.6, 0.5 * radius)
+        period = max(7.0, 0.6 * radius)
         return np.clip(0.5 + np.sin(2 * math.pi * u / period) * period / 5, 0, 1)
-    spacing = max(6.0, 0.55 * radius)
+    spacing = max(7.5, 0.62 * radius)
     u, v = (u + spacing / 2) % spacing - spacing / 2, (v + spacing / 2) % spacing - spacing / 2
     return np.clip(0.5 + 0.33 * spacing - np.hypot(u, v), 0, 1)

@@ -27,14 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel
 
-from data.examples import PICTURES, WORK, captions_with_changes, grid, pictures, pixels_of, to_pixels, to_tensor, training_caption
+from data.examples import PICTURES, WORK, captions_with_changes, difficulty, grid, pictures, pixels_of, to_pixels, to_tensor, training_caption
 from data.networks import clip_config, clip_loss, new_clip, new_denoiser, new_scheduler, new_tokenizer, new_vae, tokens_of, vae_loss
 from data.stages import Stage, timed
 
 HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
 LOOK_EVERY = 500  # steps, for pictures on the way
-BATCH = {"vae": 48, "unet": 96, "clip": 128}
+BATCH = {"vae": 48, "unet": 64, "clip": 128}
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
 
@@ -119,9 +119,9 @@ def train_unet(minutes: float, device: torch.device) -> None:
     model, tokenizer = new_denoiser()
     x0, _ = latents(device)
     stage = open_stage("unet", model, device)
-    alphas = new_scheduler().alphas_cumprod
+    alphas, chances = new_scheduler().alphas_cumprod, difficulty()
     for generator, pace in timed(stage, minutes):
-        rows = torch.randint(PICTURES, (BATCH["unet"],), generator=generator)
+        rows = torch.multinomial(chances, BATCH["unet"], generator=generator)
         rng = np.random.default_rng(stage.step)
         texts = ["" if rng.random() < 0.1 else training_caption(int(i), rng) for i in rows]
         tokens = tokens_of(tokenizer, texts, device)

@@ -8,7 +8,7 @@ import torch
 
 from data import examples
 from data.examples import held_out, one_changed, training_caption
-from data.networks import new_tokenizer
+from data.networks import cell_weights, new_tokenizer
 from data.scenes import caption, sample_scene
 from data.stages import Muon, Stage
 
@@ -49,6 +49,25 @@ def test_the_tokenizer_takes_any_text_and_knows_this_worlds_words() -> None:
     words = ["a", "striped", "red", "circle", "to", "the", "left", "of", "a", "small", "blue", "star"]
     assert len(tokenizer(" ".join(words)).input_ids) == len(words) + 2  # one token a word, begin and end
     assert tokenizer.unk_token_id not in tokenizer("Zürich 日本 №1 🙂").input_ids[1:-1]
+
+
+def test_cells_of_things_count_more_once_the_noise_lets_them_be_seen() -> None:
+    """One cell of 64 differs from an empty picture: 1 + 2 * min(3, mean squared difference) there at no noise, 1 elsewhere and in pure noise."""
+    x0 = torch.full((1, 12, 8, 8), 0.5)
+    x0[0, :, 2, 3] = 1.5
+    weight = cell_weights(x0, torch.ones(1, 1, 1, 1))
+    assert weight.shape == (1, 1, 8, 8)
+    assert weight[0, 0, 2, 3] == 3
+    assert weight.sum() == 63 + 3
+    assert cell_weights(3 * x0, torch.ones(1, 1, 1, 1))[0, 0, 2, 3] == 7
+    assert cell_weights(x0, torch.zeros(1, 1, 1, 1)).unique().tolist() == [1]
+
+
+def test_pictures_of_thin_shapes_come_twice_as_often() -> None:
+    chances = examples.difficulty(300)
+    thin = [any(thing.shape in ("star", "cross", "moon") for thing in examples.scene_of(i)[0].things) for i in range(300)]
+    assert 50 < sum(thin) < 250
+    assert chances.tolist() == [2.0 if t else 1.0 for t in thin]
 
 
 def test_muon_moves_every_direction_alike() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from loophil.config import Settings
-from loophil.errors import ConfigError, InvalidInput
+from loophil.errors import ConfigError, InvalidInput, LoopHILError
 from loophil.types import Act, Group, Mean
 from loophil.ui import board, compare, export, history, page, parse, progress, runs, settings
 from loophil.ui.access import Access
@@ -736,6 +736,16 @@ def test_sign_in_asks_until_it_is_right(public: tuple[FakeSession, str], own: tu
 
 def test_answers_tell_browsers_not_to_guess_types(own: tuple[FakeSession, str]) -> None:
     assert httpx.get(own[1]).headers["x-content-type-options"] == "nosniff"
+
+
+def test_while_another_run_is_opened_the_bar_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = FakeSession(tmp_path)
+
+    def closed() -> list[Any]:
+        raise LoopHILError("The run is closed.")
+
+    monkeypatch.setattr(session, "tallies", closed)
+    assert board.Board(session, Access(everybody=True)).bar(request())["better"] is None  # type: ignore[arg-type]
 
 
 def test_the_bar_says_when_little_disk_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

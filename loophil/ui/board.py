@@ -73,13 +73,12 @@ class Board(Handlers):
     def bar(self, request: gr.Request) -> Answer:
         """The bar above the tabs: the loop's snapshot, and who looks."""
         may_teach = self.access.may_teach(request)
-        return answers.bar(
-            self.session.status(),
-            self.session.tallies(),
-            self.session.images,
-            may_teach=may_teach,
-            sign_in=bool(self.access.passwords) and not may_teach,
-        )
+        try:
+            tallies = self.session.tallies()
+        except LoopHILError:  # another run is being opened: there is nothing to read for a moment
+            tallies = []
+        sign_in = bool(self.access.passwords) and not may_teach
+        return answers.bar(self.session.status(), tallies, self.session.images, may_teach=may_teach, sign_in=sign_in)
 
     def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
         """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""
