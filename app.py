@@ -93,7 +93,7 @@ def serve(settings: Settings, door: socket.socket) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            print(welcome(settings, runs.session.status().run, door.getsockname()[1]), flush=True)
+            print(welcome(runs.session.settings, runs.session.status().run, door.getsockname()[1]), flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             hang_up(app)

@@ -18,8 +18,8 @@ from loophil.config import Settings
 from loophil.errors import ConfigError
 from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
-from loophil.session import SET_ON_PAGE, Session
-from loophil.store import Store, open_run
+from loophil.session import Session
+from loophil.store import SET_ON_PAGE, Store, open_run
 from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
@@ -34,7 +34,9 @@ def build(settings: Settings) -> Session:
     store = open_run(
         settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
     )
-    settings = settings.resumed(store.noted(SET_ON_PAGE, {}))
+    settings = settings.resumed(
+        {name: value for name, value in store.noted(SET_ON_PAGE, {}).items() if name != "rewards" or set(value) <= set(scales)}
+    )
     trained, measured = held_out(prompts)
     source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
     loop = Loop(store, settings, source, lambda: load_engine(settings), scales)

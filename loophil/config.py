@@ -203,13 +203,10 @@ class Settings(BaseSettings):
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays. What no longer fits is left out."""
         settings = self.changed({"run": name})
-        for field, value in kept.items():
-            if field in ("run", "runs", "device", "host", "port", "public", "auth"):
-                continue
-            parts = {f"{field}.{knob}": v for knob, v in value.items()} if isinstance(value, dict) and field != "rewards" else {field: value}
-            for knob, v in parts.items():
+        for knob, value in by_name(kept).items():
+            if knob not in ("run", "runs", "device", "host", "port", "public", "auth"):
                 with contextlib.suppress(ConfigError):
-                    settings = settings.changed({knob: v})
+                    settings = settings.changed({knob: value})
         return settings
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
@@ -220,6 +217,15 @@ class Settings(BaseSettings):
                 if self.value(name) == default.value(name):
                     self = self.changed({name: value})
         return self
+
+
+def by_name(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """{knob: value} by the names that `value` knows, of settings as `model_dump` gives them or of what is in that form already."""
+    named: dict[str, Any] = {}
+    for field, value in dumped.items():
+        section = isinstance(value, Mapping) and field != "rewards"
+        named |= {f"{field}.{knob}": v for knob, v in value.items()} if section else {field: value}
+    return named
 
 
 def _sentence(fault: Any) -> str:

@@ -6,7 +6,6 @@ open again. It knows no page and no device: how a session is built is given.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import threading
@@ -14,12 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loophil.config import RUN_NAME, Settings
+from loophil.config import RUN_NAME, Settings, by_name
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.prompts import read_prompts
 from loophil.session import Session
-from loophil.store import RunInfo, describe_runs, hold
+from loophil.store import RunInfo, describe_runs, hold, last_opened
 
+SHAPE = ("model", "revision", "rewards", "draw.prompts", "draw.num_images_per_prompt")  # what a run is begun with on the page
 PROMPTS = "prompts.txt"  # in a run's folder: the list that somebody typed for it
 
 
@@ -29,7 +29,7 @@ class Runs:
     def __init__(self, settings: Settings, build: Callable[[Settings], Session]) -> None:
         self._settings, self._build = settings, build
         self._lock = threading.Lock()
-        self.session = build(settings)
+        self.session = build(self._as_it_was(settings))
 
     def all(self) -> list[RunInfo]:
         """Every run in the folder, the one used last first."""
@@ -40,7 +40,7 @@ class Runs:
         info = self._find(name)
         with self._lock:
             if name != self._name:
-                self._switch(self._settings.of_run(name, json.loads(info.settings)))
+                self._switch(self._settings.of_run(name, {**info.settings, **info.changed}))
 
     def new(self, name: str, changes: Mapping[str, Any], prompts: str = "") -> None:
         """Begins a run with these knobs changed; `prompts`: its own list, one a line, "" = the list that the knobs name."""
@@ -92,6 +92,15 @@ class Runs:
     def close(self) -> None:
         """Closes the open run. May be called again."""
         self.session.close()
+
+    def _as_it_was(self, settings: Settings) -> Settings:
+        """The settings with what the run to be opened was begun with and what was changed on the page, where no flag says otherwise."""
+        name = settings.run or last_opened(settings.runs)
+        info = next((info for info in self.all() if info.name == name), None)
+        if info is None:
+            return settings
+        begun = {knob: value for knob, value in by_name(info.settings).items() if knob in SHAPE}
+        return settings.resumed({**begun, **info.changed})
 
     @property
     def _name(self) -> str:

@@ -22,14 +22,13 @@ from loophil.errors import InvalidInput, LoopHILError
 from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
-from loophil.store import Update, to_csv, to_jsonl
+from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.worker import Stopped
 
 FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
 DEFAULT_RATER = "me"
-SET_ON_PAGE = "page.settings"  # a note in the store: {knob: value}
 MAX_STRENGTH, MAX_COVERS = 1.5, 4
 RATINGS_FILES = {"csv": to_csv, "jsonl": to_jsonl}
 

@@ -78,8 +78,8 @@ class FakeSession:
         return self
 
     def all(self) -> list[RunInfo]:
-        mine = RunInfo(self.run, "fake", 4 * len(self.acts), self.published[-1].number, time.time(), "{}")
-        return [mine, RunInfo("other", "fake", 12, 3, time.time() - 1e5, "{}")]
+        mine = RunInfo(self.run, "fake", 4 * len(self.acts), self.published[-1].number, time.time(), {}, {})
+        return [mine, RunInfo("other", "fake", 12, 3, time.time() - 1e5, {}, {})]
 
     def open(self, name: str) -> None:
         self.switched.append(("open", name))

@@ -82,6 +82,23 @@ def test_the_open_run_is_opened_anew_with_other_knobs(shelf: Runs) -> None:
     assert (shelf.session.k, shelf.session.prompts, shelf.session.settings.learn.beta) == (2, ("only this",), 0.25)
 
 
+def test_a_new_start_opens_the_last_run_as_it_was_unless_a_flag_says_otherwise(shelf: Runs, runs: Path) -> None:
+    """The program was started with --model fake; the run was begun on the page with another model, k, rewards and prompts."""
+    shelf.new("two", {"model": "other", "draw.num_images_per_prompt": 3, "rewards": {"jpeg": 1.0}}, "a dog")
+    shelf.session.adjust({"rewards": {"jpeg": 0.25}, "learn.beta": 0.5})
+    shelf.close()
+    again = Runs(Settings(runs=runs).changed({"loop.threaded": False}), build)
+    settings = again.session.settings
+    assert (again.session.status().run, settings.model, again.session.k, again.session.prompts) == ("two", "other", 3, ("a dog",))
+    assert (settings.rewards, settings.learn.beta) == ({"jpeg": 0.25}, 0.5)
+    again.close()
+    again = Runs(Settings(runs=runs, rewards={"clip_score": 2.0}).changed({"loop.threaded": False, "draw.num_images_per_prompt": 2}), build)
+    assert (again.session.k, again.session.settings.rewards) == (2, {"clip_score": 2.0})
+    again.close()
+    with pytest.raises(RunError, match="belongs to other"):
+        Runs(Settings(runs=runs, model="fake"), build)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [

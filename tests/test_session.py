@@ -23,8 +23,8 @@ import loophil.worker
 from loophil.errors import InvalidInput, KeyConflict, LoopHILError, RunError, UnknownGroup, UnknownVersion
 from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource
-from loophil.session import SET_ON_PAGE, Session
-from loophil.store import open_run
+from loophil.session import Session
+from loophil.store import SET_ON_PAGE, open_run
 from loophil.types import Act, Group, Label
 from tests.fake_engine import PROMPTS, FakeEngine, fake_loop, fake_session, fake_settings, no_export
 

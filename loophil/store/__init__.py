@@ -20,7 +20,22 @@ what happened is never changed, only followed by something newer, and what holds
 from loophil.store.lessons import Taught
 from loophil.store.ratings import ActRecord
 from loophil.store.ratings_file import to_csv, to_jsonl
-from loophil.store.run import Counts, RunInfo, Store, describe_runs, hold, list_runs, open_run
+from loophil.store.run import SET_ON_PAGE, Counts, RunInfo, Store, describe_runs, hold, last_opened, list_runs, open_run
 from loophil.store.versions import Update
 
-__all__ = ["ActRecord", "Counts", "RunInfo", "Store", "Taught", "Update", "describe_runs", "hold", "list_runs", "open_run", "to_csv", "to_jsonl"]
+__all__ = [
+    "SET_ON_PAGE",
+    "ActRecord",
+    "Counts",
+    "RunInfo",
+    "Store",
+    "Taught",
+    "Update",
+    "describe_runs",
+    "hold",
+    "last_opened",
+    "list_runs",
+    "open_run",
+    "to_csv",
+    "to_jsonl",
+]

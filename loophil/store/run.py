@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +26,7 @@ from loophil.store.records import Records
 log = logging.getLogger(__name__)
 
 LAST = ".last"
+SET_ON_PAGE = "page.settings"  # the note that holds what was changed on the page
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,18 @@ def list_runs(runs: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as it lies on the disk: its base model, how far it is, when it was used last (Unix seconds), its last opening's settings as JSON."""
+    """A run as it lies on the disk: its base model, how far it is, when it was used last (Unix seconds).
+
+    settings: those of its last opening;  changed: {knob: value} of what was changed on the page
+    """
 
     name: str
     base_model: str
     ratings: int
     version: int
     used: float
-    settings: str
+    settings: dict[str, Any]
+    changed: dict[str, Any]
 
 
 def describe_runs(runs: Path) -> list[RunInfo]:
@@ -67,10 +73,12 @@ def describe_runs(runs: Path) -> list[RunInfo]:
             row = db.execute(
                 """SELECT base_model, (SELECT coalesce(sum(rated), 0) FROM current_acts), (SELECT max(number) FROM versions WHERE NOT broken),
                 max(created, coalesce((SELECT max(created) FROM openings), 0), coalesce((SELECT max(created) FROM acts), 0)),
-                (SELECT settings FROM openings ORDER BY id DESC LIMIT 1) FROM run"""
+                (SELECT settings FROM openings ORDER BY id DESC LIMIT 1), (SELECT value FROM notes WHERE key = ?) FROM run""",
+                (SET_ON_PAGE,),
             ).fetchone()
             if row:
-                found.append(RunInfo(name, row[0], row[1], row[2], row[3], row[4] or "{}"))
+                base_model, ratings, version, used, settings, changed = row
+                found.append(RunInfo(name, base_model, ratings, version, used, json.loads(settings or "{}"), json.loads(changed or "{}")))
     return sorted(found, key=lambda info: -info.used)
 
 
@@ -99,7 +107,7 @@ def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | N
 
     RunError: not a run name, open elsewhere, of another base model, damaged, written by a newer LoopHIL, or no place to write.
     """
-    name = (_last_opened(runs) or "first") if name is None else name
+    name = (last_opened(runs) or "first") if name is None else name
     if not re.fullmatch(RUN_NAME, name):
         raise RunError(f"{reprlib.repr(name)} is not a run name: use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first.")
     path = runs.absolute() / name
@@ -119,7 +127,8 @@ def open_run(runs: Path, name: str | None, *, base_model: str, revision: str | N
     return store
 
 
-def _last_opened(runs: Path) -> str | None:
+def last_opened(runs: Path) -> str | None:
+    """The name of the run that was opened last, None = there is none."""
     try:
         name = (runs / LAST).read_text("utf-8", "replace")
     except OSError:
