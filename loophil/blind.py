@@ -24,9 +24,10 @@ SIDES = {"left": True, "right": False}  # whether the chosen side is the left on
 
 @dataclass(frozen=True)
 class Question:
-    """Two pictures of one prompt and seed, by the base and by a tuned version, in a random order."""
+    """Two pictures of one prompt and seed, by the base and by this version, in a random order."""
 
     id: str
+    version: int
     prompt: str
     left: Image.Image
     right: Image.Image
@@ -42,9 +43,9 @@ class BlindTest:
         self._asked: OrderedDict[str, Pair] = OrderedDict()
         self._lock = threading.Lock()
 
-    def ask(self, rater: str) -> Question:
-        """A new question about the version in use. InvalidInput while nothing was learned."""
-        version = self._store.current_version().number
+    def ask(self, rater: str, version: int | None = None) -> Question:
+        """A new question about this version, None = the one in use: a test of many pairs is to be of one. InvalidInput for the base."""
+        version = self._store.version(self._store.current_version().number if version is None else version).number
         if version == 0:
             raise InvalidInput("Nothing was learned yet, so there is nothing to compare: rate some groups first.")
         with self._lock:
@@ -58,7 +59,7 @@ class BlindTest:
             self._asked[key] = Pair(prompt, seed, version, 0, rater, "", left_is_tuned, key=key)
             while len(self._asked) > OPEN:
                 self._asked.popitem(last=False)
-        return Question(key, prompt, left, right)
+        return Question(key, version, prompt, left, right)
 
     def answer(self, question: str, choice: str, rater: str, milliseconds: int | None = None) -> Pair:
         """Files "left", "right" or "tie" of this rater, once however often it is sent; the pair, which now says who was who.

@@ -43,7 +43,7 @@ def build(settings: Settings) -> Session:
     loop.start()
 
     def export(engine: Engine, format: str, label: Label) -> Path:
-        return export_adapter(engine, format, label, store=store, settings=settings, prompts=source.prompts)
+        return export_adapter(engine, format, label, store=store, settings=loop.settings, prompts=source.prompts)
 
     return Session(loop, export, blind_prompts=measured)
 

@@ -116,9 +116,9 @@ class Session:
                 raise InvalidInput(f"A LoRA's strength is a number from 0 to {MAX_STRENGTH:g}, not {look.strength!r}.")
         return self._drawn(prompt, seed, (Look(0), Look(self._loop.status.policy_version)) if looks is None else looks)
 
-    def ask_blind(self, rater: str = DEFAULT_RATER) -> Question:
-        """The next pair of the blind test; waits for its two pictures."""
-        return self._blind.ask(rater)
+    def ask_blind(self, rater: str = DEFAULT_RATER, version: int | None = None) -> Question:
+        """The next pair of the blind test of this version, None = the one in use; waits for its two pictures."""
+        return self._blind.ask(rater, version)
 
     def answer_blind(self, question: str, choice: str, rater: str = DEFAULT_RATER, milliseconds: int | None = None) -> Pair:
         """Files the choice "left", "right" or "tie", and says who was who."""

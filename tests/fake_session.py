@@ -58,6 +58,7 @@ class FakeSession:
             self.answers: dict[str, tuple[Act, Receipt]] = {}
             self.published = [Version(0, None, "base", time.time(), 0, "")]
             self.pairs: dict[str, Pair] = {}
+            self.asked: list[int | None] = []
             self.label: Label | None = None
             self.knobs = Settings(rewards={"jpeg": 0.5})
             self.no_signal = 0
@@ -221,12 +222,13 @@ class FakeSession:
         if number not in {v.number for v in self.published}:
             raise UnknownVersion(f"This run has no version {number}; the newest is {self.published[-1].number}.")
 
-    def ask_blind(self, rater: str = "") -> Question:
+    def ask_blind(self, rater: str = "", version: int | None = None) -> Question:
+        self.asked.append(version)
         if len(self.published) == 1:
             raise InvalidInput("Nothing was learned yet, so there is nothing to compare: rate some groups first.")
         number = next(self.names)
         pictures = [Image.new("RGB", (64, 64), color) for color in ((200, 0, number % 256), (0, 200, number % 256))]
-        return Question(f"q{number}", f"blind {number}", *pictures)
+        return Question(f"q{number}", self.published[-1].number, f"blind {number}", *pictures)
 
     def answer_blind(self, question: str, choice: str, rater: str = "", milliseconds: int | None = None) -> Pair:
         """Tuned is always on the left."""

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from loophil.blind import OPEN, BlindTest
-from loophil.errors import InvalidInput
+from loophil.errors import InvalidInput, LoopHILError
 from loophil.store import Store, open_run
 from loophil.types import Look, Tally
 
@@ -67,6 +67,19 @@ def test_an_answer_is_filed_for_the_side_that_was_chosen_once(store: Store, choi
     side = "tie" if choice == "tie" else "tuned" if (choice == "left") == left_is_tuned else "base"
     assert (pair.choice, pair.version, pair.against, pair.left_is_tuned, pair.milliseconds) == (side, version, 0, left_is_tuned, 900)
     assert store.tallies() == [Tally(version, side == "tuned", side == "base", side == "tie")]
+
+
+def test_a_test_stays_with_its_version_though_another_has_come(store: Store) -> None:
+    first = publish(store)
+    blind = BlindTest(store, draw, PROMPTS)
+    assert blind.ask("ann").version == first
+    second = publish(store)
+    question = blind.ask("ann", first)
+    assert (question.version, {made_by(question.left), made_by(question.right)}) == (first, {0, first})
+    assert blind.ask("ann").version == second
+    for version in (0, 99):
+        with pytest.raises(LoopHILError):
+            blind.ask("ann", version)
 
 
 def test_what_is_not_asked_is_not_answered(store: Store) -> None:

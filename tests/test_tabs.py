@@ -249,6 +249,7 @@ def test_the_blind_test_is_twenty_pairs_that_count(desk: tuple[FakeSession, Page
     expect(page.locator(".lh-trial")).to_be_hidden()
     expect(page.locator(".lh-verdicts li")).to_have_text("v1 wins 12.5 of 20 blind pairs against the base: 63% (41 to 80)")
     assert len(session.pairs) == 20
+    assert session.asked[-20:] == [None, *[1] * 19]
     assert all(pair.milliseconds is not None and pair.rater for pair in session.pairs.values())
     expect(page.locator(".lh-bar")).to_contain_text("63%")
     assert len(session.acts) == 1

@@ -29,8 +29,16 @@ class Compare(Handlers):
     @answering
     def ask(self, request: gr.Request, event: gr.EventData) -> Answer:
         """The next blind pair."""
-        question = self.session.ask_blind(self._rater(request, event))
-        return {"question": {"id": question.id, "prompt": question.prompt, "pictures": [data_url(question.left), data_url(question.right)]}}
+        version = sent_with(event).get("version")
+        question = self.session.ask_blind(self._rater(request, event), None if version is None else parse.whole_number(version, "version"))
+        return {
+            "question": {
+                "id": question.id,
+                "version": question.version,
+                "prompt": question.prompt,
+                "pictures": [data_url(question.left), data_url(question.right)],
+            }
+        }
 
     @answering
     def answer(self, request: gr.Request, event: gr.EventData) -> Answer:

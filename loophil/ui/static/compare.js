@@ -65,12 +65,13 @@ let running = false;
 let answered = 0;
 let question = null;  // on show
 let ready = null;     // the next one
+let version = null;   // all pairs of a test are of one, though others come meanwhile
 let shownAt = 0;
 
 function start() {
   running = true;
   answered = 0;
-  [question, ready] = [null, null];
+  [question, ready, version] = [null, null, null];
   say('.told', '\u00a0');
   show('.lh-trial', true);
   show('.start', false);
@@ -95,7 +96,7 @@ function paintQuestion() {
 
 function advance() {
   [question, ready] = [ready, null];
-  if (question && answered + 1 < PAIRS) request('ask');
+  if (question && answered + 1 < PAIRS) request('ask', { version });
   paintQuestion();
 }
 
@@ -147,6 +148,7 @@ watch('value', () => {
   if (value.versions) paintPair(value);
   if (value.question && running) {
     ready = { ...value.question, images: value.question.pictures.map((src, i) => picture(src, ['left', 'right'][i])) };
+    version = value.question.version;
     if (!question) advance();
   }
   if (value.answered) tell(value);

@@ -70,7 +70,7 @@ function chart({ source, points }) {
 }
 
 function paintCurves(curves) {
-  const drawn = curves.filter((curve) => curve.points.length > 1);
+  const drawn = curves.filter(({ points }) => points.some(([, value]) => value !== points[0][1]));  // best and worst alone are three stars on average
   show('.scores', drawn.length > 0);
   if (changed('curves', drawn)) find('.lh-charts').replaceChildren(...drawn.map(chart));
 }
