@@ -45,6 +45,8 @@ function enterRun(name, size) {
   if (run === name && k === size) return;
   if (run !== null) { location.reload(); return; }
   [run, k] = [name, size];
+  cards.splice(k).forEach((card) => card.remove());
+  picks.splice(k);
   say('.most', k);
   find('.lh-board').dataset.run = run;
   if ('BroadcastChannel' in window) {

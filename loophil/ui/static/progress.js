@@ -25,6 +25,13 @@ function paintVerdict({ verdicts, current, agreement }) {
   say('.facts', [made, other, self].filter(Boolean).join(' '));
 }
 
+// Pictures never change: one that is there already is only moved.
+const shownPictures = new Map();
+function known(src, alt) {
+  if (!shownPictures.has(src)) shownPictures.set(src, picture(src, alt));
+  return shownPictures.get(src);
+}
+
 function paintGrid({ prompts, rows }) {
   if (!changed('grid', [prompts, rows])) return;
   find('.lh-grid thead tr').replaceChildren(make('th', '', ''), ...prompts.map((prompt) => make('th', '', prompt)));
@@ -35,7 +42,7 @@ function paintGrid({ prompts, rows }) {
     line.append(head, ...prompts.map((prompt, i) => {
       const cell = make('td');
       const frame = make('span', 'frame');
-      if (row.pictures[i]) frame.append(picture(row.pictures[i], `${prompt}, drawn by ${versionName(row.version)}`));
+      if (row.pictures[i]) frame.append(known(row.pictures[i], `${prompt}, drawn by ${versionName(row.version)}`));
       cell.append(frame);
       return cell;
     }));
