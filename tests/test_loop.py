@@ -175,7 +175,10 @@ def test_every_rated_group_is_trained_in_time_and_nobody_starves(staged: Staged,
     print(f"ages up to {max(lesson.age for lessons in stage.fake.updates for lesson in lessons if lesson.fresh)}, {len(stage.taught())} updates")
     assert len(rater.rated) > 0.95 * 300 / max(5.0, seconds)
     assert sorted(group for groups in stage.taught() for group in groups) == sorted(rater.rated)
-    assert all(lesson.age <= 4 for lessons in stage.fake.updates for lesson in lessons if lesson.fresh)
+    first: dict[str, int] = {}  # age at the first time; a group that is shown once more is old by then
+    for lesson in (lesson for lessons in stage.fake.updates for lesson in lessons if lesson.fresh):
+        first.setdefault(lesson.group.id, lesson.age)
+    assert max(first.values()) <= 4
     assert pending_at_update == [len(groups) for groups in stage.taught()]
     assert np.percentile(waits, 50) <= p50
     assert np.percentile(waits, 95) <= p95
