@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
             began = time.monotonic()
             with served(*knobs) as url:
                 page, weight = browser.new_page(), [0, 0]
-                page.on("response", lambda answer, weight=weight: _weigh(answer, weight))
+                page.on("requestfinished", lambda request, weight=weight: _weigh(request, weight))
                 start = time.monotonic()
                 page.goto(url)
                 page.wait_for_selector(".lh-board")
@@ -49,9 +49,8 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _weigh(answer: Any, weight: list[int]) -> None:
-    size = int(answer.headers.get("content-length", 0))
-    weight[0] += size
+def _weigh(request: Any, weight: list[int]) -> None:
+    weight[0] += request.sizes()["responseBodySize"]
     weight[1] += 1
 
 

@@ -202,21 +202,29 @@ class Settings(BaseSettings):
 
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays. What no longer fits is left out."""
-        settings = self.changed({"run": name})
-        for knob, value in by_name(kept).items():
-            if knob not in ("run", "runs", "device", "host", "port", "public", "auth"):
-                with contextlib.suppress(ConfigError):
-                    settings = settings.changed({knob: value})
-        return settings
+        fixed = ("run", "runs", "device", "host", "port", "public", "auth")
+        return self.changed({"run": name})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
         """With what was changed on the page before, where neither a flag nor a variable says otherwise. What no longer fits is left out."""
         default = Settings()
-        for name, value in kept.items():
-            with contextlib.suppress(ConfigError, KeyError):
-                if self.value(name) == default.value(name):
-                    self = self.changed({name: value})
-        return self
+
+        def untouched(name: str) -> bool:
+            with contextlib.suppress(KeyError):
+                return bool(self.value(name) == default.value(name))
+            return False
+
+        return self._taking({name: value for name, value in kept.items() if untouched(name)})
+
+    def _taking(self, changes: Mapping[str, Any]) -> "Settings":
+        """With all of these at once, since some go together only; if that cannot be, with each that can."""
+        with contextlib.suppress(ConfigError):
+            return self.changed(changes)
+        settings = self
+        for name, value in changes.items():
+            with contextlib.suppress(ConfigError):
+                settings = settings.changed({name: value})
+        return settings
 
 
 def by_name(dumped: Mapping[str, Any]) -> dict[str, Any]:

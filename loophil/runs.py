@@ -37,15 +37,15 @@ class Runs:
 
     def open(self, name: str) -> None:
         """Opens a run that is there, with the knobs that it was opened with last."""
-        info = self._find(name)
         with self._lock:
+            info = self._find(name)
             if name != self._name:
                 self._switch(self._settings.of_run(name, {**info.settings, **info.changed}))
 
     def new(self, name: str, changes: Mapping[str, Any], prompts: str = "") -> None:
         """Begins a run with these knobs changed; `prompts`: its own list, one a line, "" = the list that the knobs name."""
-        self._free(name)
         with self._lock:
+            self._free(name)
             folder = self._settings.runs.absolute() / name
             settings = self._settings.changed({**changes, "run": name})
             try:
@@ -62,9 +62,9 @@ class Runs:
 
     def rename(self, name: str, to: str) -> None:
         """Gives a run another name; the open one is opened anew under it."""
-        self._find(name)
-        self._free(to)
         with self._lock:
+            self._find(name)
+            self._free(to)
             settings, here = self.session.settings, name == self._name
             if here:
                 self.session.close()
@@ -82,8 +82,8 @@ class Runs:
 
     def delete(self, name: str) -> None:
         """Deletes a run for ever, with pictures, ratings and versions. Not the open one."""
-        self._find(name)
         with self._lock:
+            self._find(name)
             if name == self._name:
                 raise InvalidInput(f"The run '{name}' is open: open another one first.")
             with hold(self._settings.runs, name) as folder:
@@ -91,7 +91,8 @@ class Runs:
 
     def close(self) -> None:
         """Closes the open run. May be called again."""
-        self.session.close()
+        with self._lock:
+            self.session.close()
 
     def _as_it_was(self, settings: Settings) -> Settings:
         """The settings with what the run to be opened was begun with and what was changed on the page, where no flag says otherwise."""

@@ -173,10 +173,11 @@ class Session:
 
     def forget(self, rater: str = DEFAULT_RATER) -> int:
         """Deletes what this person rated, for ever; how many acts that were. What was learned from them stays in the LoRA."""
-        deleted = self._store.forget_rater(rater)
-        self._repeats.forget(rater)
-        self._loop.forgotten()
-        return deleted
+        self._repeats.forget(rater)  # first: the deletion then writes the database anew, without a trace of it
+        try:
+            return self._store.forget_rater(rater)
+        finally:
+            self._loop.forgotten()
 
     def pause(self) -> Status:
         """Stops learning; drawing and rating go on."""

@@ -102,3 +102,11 @@ def test_normal_boldness_is_the_default_and_every_live_knob_exists() -> None:
     assert all(Settings().value(name) == value for name, value in BOLDNESS["normal"].items())
     assert all(set(preset) <= LIVE for preset in BOLDNESS.values())
     assert all(Settings().value(name) is not None for name in LIVE)
+
+
+def test_knobs_of_a_run_that_go_together_only_are_taken_together() -> None:
+    """eta 0 needs trajectory_passes 0: one by one, the first of them would be refused."""
+    kept = {"draw": {"eta": 0.0}, "learn": {"trajectory_passes": 0, "gone": 1}, "host": "0.0.0.0", "rewards": {"jpeg": 0.5}}
+    back = Settings().of_run("two", {**kept, "learn": {"trajectory_passes": 0}})
+    assert (back.run, back.draw.eta, back.learn.trajectory_passes, back.host, back.rewards) == ("two", 0.0, 0, "127.0.0.1", {"jpeg": 0.5})
+    assert Settings().of_run("two", kept).rewards == {"jpeg": 0.5}

@@ -470,6 +470,18 @@ def test_a_guest_sees_what_was_rated_and_not_by_whom(tmp_path: Path) -> None:
     assert (row["rater"], row["mine"]) == ("ann", True)
 
 
+def test_a_guest_sees_no_names_of_people_no_paths_and_no_other_runs(tmp_path: Path) -> None:
+    session, access = FakeSession(tmp_path), Access(everybody=False, passwords=dict([OWNER]))
+    session.rate(Act(session.upcoming("ann")[0].id, "ann", (3.0,) * 4, key="k"))
+    event, owner = SimpleNamespace(_data={}), request(password=":".join(OWNER))
+    made: Any = (progress.Progress, settings.SettingsPanel, runs.RunsPanel)
+    tabs = [tab(session, access) for tab in made]
+    seen = [tab.look(request(), event) for tab in tabs]
+    assert seen[0]["log"][-1]["shares"] == {"people": 0.75, "jpeg": 0.25}
+    assert (seen[1]["rows"], seen[2]["runs"]) == ([], [])
+    assert all(len(tab.look(owner, event)[name]) > 1 for tab, name in zip(tabs[1:], ("rows", "runs"), strict=True))
+
+
 def test_curves_have_at_most_200_points_and_keep_the_mean() -> None:
     """401 versions of one picture each: bins of three, the last of two; the mean over all stays."""
     means = [Mean(number, source, float(number), 1) for number in range(401) for source in ("jpeg", "stars")]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHORTEST_PASSWORD = 8
 WRONG_PER_MINUTE = 10
+GUEST = "guest"  # the rater whose groups somebody sees who may not teach; nothing is ever stored under it
 SOMEBODY = "me"  # who rates where nobody has to sign in and no name was given
 
 
@@ -119,6 +120,12 @@ class Handlers:
     def session(self) -> "Session":
         """The open run."""
         return self.runs.session
+
+    def rater(self, request: Any, sent: Mapping[str, Any]) -> str:
+        """Under which name what this component sent is filed, GUEST for somebody who may not teach."""
+        if not self.access.may_teach(request):
+            return GUEST
+        return self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name"))
 
 
 def _hugging_face_account(request: Any) -> str | None:

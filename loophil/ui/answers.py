@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from loophil.evaluation import wilson
 from loophil.store import Update
-from loophil.types import Entry, Group, Status, Tally, Version
+from loophil.types import HUMAN, Entry, Group, Status, Tally, Version
 
 LITTLE_DISK = 5e9  # bytes
 
@@ -85,6 +85,10 @@ def history_row(entry: Entry, images: Path, *, mine: str, named: bool) -> dict[s
 
 def update_line(update: Update) -> dict[str, Any]:
     """One line of the log: what an attempt to learn came to."""
-    known = {name: update.stats.get(name) for name in ("images", "approx_kl", "kept", "seconds", "shares")}
+    known = {name: update.stats.get(name) for name in ("images", "approx_kl", "kept", "seconds")}
+    shares: dict[str, float] = {}  # people as one: who they are is not everybody's to know
+    for source, share in update.stats.get("shares", {}).items():
+        name = "people" if source.startswith(HUMAN) else source
+        shares[name] = shares.get(name, 0.0) + share
     at = update.finished or update.started
-    return {"number": update.id, "status": update.status, "version": update.version, "at": at, "reason": update.reason, **known}
+    return {"number": update.id, "status": update.status, "version": update.version, "at": at, "reason": update.reason, "shares": shares, **known}

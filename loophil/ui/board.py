@@ -16,7 +16,7 @@ from loophil.errors import InvalidInput, LoopHILError
 from loophil.types import Act
 from loophil.ui import answers, parse
 from loophil.ui.access import Access, Handlers
-from loophil.ui.contracts import GUEST, sentence
+from loophil.ui.contracts import sentence
 from loophil.ui.events import Answer, answering, sent_with
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Board(Handlers):
         guest = not self.access.may_teach(request)
         said: Answer = {}
         try:
-            rater = GUEST if guest else self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name"))
+            rater = self.rater(request, sent)
             said |= {"ack": [uid(entry) for entry in entries]} if guest else self._file(entries, rater)
             if sent.get("undo") and not guest:
                 said |= self._undo(rater)

@@ -2,7 +2,6 @@
 
 import gradio as gr
 
-from loophil.errors import InvalidInput
 from loophil.types import Look
 from loophil.ui import answers, parse
 from loophil.ui.access import Handlers
@@ -29,8 +28,10 @@ class Compare(Handlers):
     @answering
     def ask(self, request: gr.Request, event: gr.EventData) -> Answer:
         """The next blind pair."""
-        version = sent_with(event).get("version")
-        question = self.session.ask_blind(self._rater(request, event), None if version is None else parse.whole_number(version, "version"))
+        self.access.teacher(request)
+        sent = sent_with(event)
+        version = sent.get("version")
+        question = self.session.ask_blind(self.rater(request, sent), None if version is None else parse.whole_number(version, "version"))
         return {
             "question": {
                 "id": question.id,
@@ -43,22 +44,16 @@ class Compare(Handlers):
     @answering
     def answer(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Which side of a blind pair was better; who was who is said now."""
+        self.access.teacher(request)
         sent = sent_with(event)
         milliseconds = sent.get("ms")
         pair = self.session.answer_blind(
             parse.text(sent.get("question"), "question"),
             parse.text(sent.get("choice"), "choice"),
-            self._rater(request, event),
+            self.rater(request, sent),
             None if milliseconds is None else parse.whole_number(milliseconds, "ms"),
         )
         return {"answered": pair.key, "choice": pair.choice, "left_is_tuned": pair.left_is_tuned, "version": pair.version, **self._known()}
-
-    def _rater(self, request: gr.Request, event: gr.EventData) -> str:
-        sent = sent_with(event)
-        rater = self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name"))
-        if not rater:
-            raise InvalidInput("A blind answer needs the name of who gives it: reload the page.")
-        return rater
 
     def _known(self) -> Answer:
         numbers, names = [version.number for version in self.session.versions()], self.session.version_names()

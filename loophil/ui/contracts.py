@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-GUEST = "guest"  # the rater whose groups somebody sees who may not teach; nothing is ever stored under it
 AT_ONCE = 4  # drawings, comparisons and exports that may wait at the same time, each kind apart
 
 

@@ -6,10 +6,8 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
-from loophil.errors import InvalidInput
 from loophil.ui import answers, parse
-from loophil.ui.access import Handlers
-from loophil.ui.contracts import GUEST
+from loophil.ui.access import GUEST, Handlers
 from loophil.ui.events import Answer, answering, sent_with
 
 PAGE = 20  # entries
@@ -22,7 +20,7 @@ class History(Handlers):
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:
         """A page of what was rated, newest first, by the filters sent along, and the versions."""
         sent = sent_with(event)
-        mine = self._me(request, event)
+        mine = self.rater(request, sent)
         version, before = (None if sent.get(name) in (None, "") else parse.whole_number(sent[name], name) for name in ("version", "before"))
         kind = parse.text(sent.get("kind"), "kind") or None
         entries = self.session.history(rater=mine if sent.get("mine") else None, version=version, kind=kind, before=before, limit=PAGE + 1)
@@ -63,18 +61,8 @@ class History(Handlers):
     @answering
     def forget(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Delete one's own ratings, for ever."""
-        rater = self._me(request, event)
         self.access.teacher(request)
-        if rater == GUEST:
-            raise InvalidInput("Only who has rated has ratings to delete: sign in first.")
-        return {"forgotten": self.session.forget(rater), **self._versions()}
-
-    def _me(self, request: gr.Request, event: gr.EventData) -> str:
-        """Under which name this browser's ratings are filed."""
-        if not self.access.may_teach(request):
-            return GUEST
-        sent = sent_with(event)
-        return self.access.board_rater(request, parse.text(sent.get("rater"), "rater"), parse.text(sent.get("who"), "name")) or GUEST
+        return {"forgotten": self.session.forget(self.rater(request, sent_with(event))), **self._versions()}
 
     def _versions(self) -> Answer:
         names = self.session.version_names()

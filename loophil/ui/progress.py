@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from loophil.types import Mean
-from loophil.ui import answers, parse
+from loophil.ui import answers
 from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering, sent_with
 
@@ -28,10 +28,7 @@ class Progress(Handlers):
             {"version": version, "name": names.get(version, ""), "pictures": {str(i): answers.picture_url(images, file) for i, file in drawn.items()}}
             for version, drawn in strip.items()
         ]
-        sent, updates = sent_with(event), self.session.updates()
-        rater = parse.text(sent.get("rater"), "rater")
-        mine = self.access.board_rater(request, rater, parse.text(sent.get("who"), "name")) if self.access.may_teach(request) else ""
-        agreement = self.session.agreement(mine) if mine else None
+        updates, agreement = self.session.updates(), self.session.agreement(self.rater(request, sent_with(event)))
         return {
             "prompts": prompts,
             "rows": [row for row in rows[:1] if len(rows) > ROWS] + rows[-ROWS:],

@@ -67,18 +67,19 @@ class RunsPanel(Handlers):
 
     def _known(self, request: gr.Request) -> Answer:
         settings, current = self.session.settings, self.session.status().run
+        if not self.access.may_teach(request):
+            return {"may_teach": False, "runs": [], "current": current}
         runs = [{"name": r.name, "model": r.base_model, "ratings": r.ratings, "version": r.version, "used": r.used} for r in self.runs.all()]
         own = settings.draw.prompts not in known_lists()
         return {
             "runs": runs,
             "current": current,
             "lists": known_lists(),
-            "own": own,
             "list": "" if own else settings.draw.prompts,
             "k": self.session.k,
             "model": settings.model,
             "rewards": ",".join(f"{name}={weight:g}" for name, weight in settings.rewards.items()),
-            "may_teach": self.access.may_teach(request),
+            "may_teach": True,
         }
 
 

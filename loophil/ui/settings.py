@@ -10,7 +10,7 @@ from loophil.ui.events import Answer, answering, sent_with
 
 
 class SettingsPanel(Handlers):
-    """The handlers. Strangers see the knobs and cannot turn them."""
+    """The handlers. Strangers see what may change and cannot change it; of the rest, which holds paths, they see nothing."""
 
     @answering
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:
@@ -34,8 +34,13 @@ class SettingsPanel(Handlers):
         settings = self.session.settings
         now = {name: settings.value(name) for name in LIVE}
         bold = next((word for word, preset in BOLDNESS.items() if all(now[name] == value for name, value in preset.items())), None)
-        rows = [[flag, _plain(settings.value(flag.removeprefix("--").replace("-", "_"))), what] for flag, _, what in knobs() if flag != "--auth"]
-        return {"live": now, "boldness": bold, "rows": rows, "may_teach": self.access.may_teach(request), "several": self.access.several}
+        may_teach = self.access.may_teach(request)
+        rows = [
+            [flag, _plain(settings.value(flag.removeprefix("--").replace("-", "_"))), what]
+            for flag, _, what in knobs()
+            if may_teach and flag != "--auth"
+        ]
+        return {"live": now, "boldness": bold, "rows": rows, "may_teach": may_teach}
 
 
 def _plain(value: object) -> str:

@@ -90,7 +90,7 @@ function paintShares(log) {
   find('.lh-shares').replaceChildren(...shares.flatMap(([source, share]) => {
     const bar = make('span', 'bar');
     bar.style.setProperty('--share', share);
-    return [make('span', '', source.startsWith('human:') ? 'people' : source), bar, make('span', '', `${percent(share)}%`)];
+    return [make('span', '', source), bar, make('span', '', `${percent(share)}%`)];
   }));
 }
 

@@ -38,7 +38,8 @@ const own = () => findAll('.typed').forEach((field) => { field.hidden = find('.l
 
 function paint(value) {
   known = value;
-  find('.lh-settings').inert = !value.may_teach;
+  show('.lh-settings', value.may_teach);
+  if (!value.may_teach) return;
   if (!find('.lh-runs input:not([hidden])')) find('.lh-runs').replaceChildren(...value.runs.map(row));  // else somebody types a name
   const choices = [...value.lists.map((list) => [list, list]), ['', 'my own']];
   find('.list').replaceChildren(...choices.map(([list, words]) => { const option = make('option', '', words); option.value = list; return option; }));
@@ -56,7 +57,7 @@ function wanted() {
 
 watch('value', () => {
   const value = props.value || {};
-  find('.lh-settings').inert = Boolean(known && !known.may_teach);
+  find('.lh-settings').inert = false;
   show('.opening', false);
   say('.error', value.error || '');
   show('.error', Boolean(value.error));
