@@ -9,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Two test processes on two cores, each with one torch thread (tests/conftest.py); a file's tests stay together and share its fixtures.
 WORKERS ?= auto
-PYTEST := $(RUN) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # An environment whose Python has gone (an upgraded system, a copied folder) is built again.
 $(shell $(RUN) -c "" 2>/dev/null || rm -f $(VENV)/installed $(VENV)/installed-dev)

@@ -4,6 +4,7 @@ let status = null;
 let shown = null;    // the newest answer
 let pictures = 0;    // in the table
 let asked = 0;
+const AGAIN = 3000;  // ms between two looks, however many versions come
 const painted = {};
 
 function changed(part, value) {
@@ -133,7 +134,7 @@ function onStatus(event) {
   const missing = !shown || pictures < shown.rows.length * shown.prompts.length || !shown.rows.some((row) => row.version === current);
   const news = shown?.current !== current || (status.better?.n || 0) !== (shown?.verdicts[0]?.n || 0);
   const now = performance.now();
-  if (now - asked > (news ? 1000 : 3000) && (news || missing)) { asked = now; look(); }
+  if ((news || missing) && now - asked > AGAIN) { asked = now; look(); }
 }
 
 // Gradio makes a tab when it is opened first, so the button there may come later.
