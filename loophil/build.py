@@ -24,6 +24,7 @@ from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
+SIZE = "draw.size"  # the note of a run's picture size
 PICTURED_SEED = 42
 
 
@@ -34,12 +35,13 @@ def build(settings: Settings) -> Session:
     store = open_run(
         settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
     )
+    _same_size(store, settings.draw.size)
     settings = settings.resumed(
         {name: value for name, value in store.noted(SET_ON_PAGE, {}).items() if name != "rewards" or set(value) <= set(scales)}
     )
     trained, measured = held_out(prompts)
     source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
-    loop = Loop(store, settings, source, lambda: load_engine(settings), scales)
+    loop = Loop(store, settings, source, lambda say: load_engine(settings, say), scales)
     loop.start()
 
     def export(engine: Engine, format: str, label: Label) -> Path:
@@ -83,16 +85,19 @@ def measured_prompts(settings: Settings) -> list[str]:
     return measured
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker."""
-    from loophil.policy import Policy, choose_device, load_pipeline
+def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: None) -> Engine:
+    """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker; says which part it is at."""
+    say("1 of 3: torch and diffusers")
+    from loophil.policy import Policy, choose_device, device_memory, load_pipeline
     from loophil.sampler import Sampler
     from loophil.scheduler import DDIM
     from loophil.trainer import Trainer
 
     device = choose_device(settings.device)
+    say("2 of 3: the weights of the base")
     pipeline: Any = load_pipeline(str(EMBEDDED) if settings.model == "embedded" else settings.model, settings.revision, device)
-    policy = Policy(pipeline, settings.lora, seed=settings.seed)
+    say("3 of 3: the LoRA")
+    policy = Policy(pipeline, settings.lora, seed=settings.seed, size=settings.draw.size)
     schedule = DDIM.from_config(pipeline.scheduler.config)
     return Engine(
         policy=policy,
@@ -101,6 +106,7 @@ def load_engine(settings: Settings) -> Engine:
         score=scorer(settings, str(device)),
         scheduler="DDIM",
         device=str(device),
+        memory=lambda: device_memory(device),
     )
 
 
@@ -160,6 +166,15 @@ def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, s
         component=policy.family.component,
     )
     return export(adapter, format, store.path / "exports", pictures=pictures)
+
+
+def _same_size(store: Store, size: int) -> None:
+    """A run's pictures have one size: what is learned from must fit together. ConfigError where it was begun with another."""
+    kept = store.noted(SIZE, size if store.counts().groups == 0 else 0)
+    if kept != size:
+        store.close()
+        raise ConfigError(f"The run '{store.name}' has draw.size {kept}, not {size}, for all of its pictures: begin a new run for another size.")
+    store.note(SIZE, size)
 
 
 def _revision(settings: Settings) -> str | None:

@@ -27,6 +27,7 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 LIVE = frozenset(
     {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
     | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness")}
+    | {"learn.micro_batch"}
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
@@ -50,6 +51,7 @@ class Draw(Section):
     guidance_scale: float = Field(3.0, ge=1, le=20, description="Classifier-free guidance; 1 = none.")
     eta: float = Field(1.0, ge=0, le=1, description="DDIM's noise; LOOP needs eta > 0, 1 is as much as DDPM.")
     negative_prompt: str = Field("", max_length=1000, description="What not to draw; empty = nothing.")
+    size: int = Field(0, ge=0, le=2048, description="Width and height of a picture in pixels, the same for a whole run; 0 = the model's own.")
     prompts: str = Field("world", description="A list of prompts: a name in data/prompts or a text file with one prompt a line; wildcards allowed.")
 
 

@@ -50,7 +50,10 @@ Scores = Mapping[str, tuple[NDArray[np.float64], str]]
 
 @dataclass(frozen=True)
 class Engine:
-    """What needs the device, made by the worker: `score(images, prompts)` gives {reward: (values, reason why some are missing)}."""
+    """What needs the device, made by the worker.
+
+    score(images, prompts) -> {reward: (values, reason why some are missing)};  memory() -> (bytes in use, bytes in all), None without a GPU
+    """
 
     policy: Policy
     sampler: Sampler
@@ -58,6 +61,7 @@ class Engine:
     score: Callable[[Sequence[Image.Image], Sequence[str]], Scores]
     scheduler: str
     device: str
+    memory: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 class Studio:
@@ -183,6 +187,10 @@ class Learner:
         self.fresh = any(self._teaches(lesson) and self._tries[_key(lesson)] == 0 for lesson in new)
         self.silent = sum(not lesson.advantages.any() for lesson in new)
 
+    def forgive(self) -> None:
+        """What failed may be tried again."""
+        self._tries = Counter()
+
     def restore(self, engine: Engine, number: int) -> None:
         """Version `number` becomes both adapters and the training state."""
         if number == 0:
@@ -193,8 +201,10 @@ class Learner:
         engine.policy.load_weights(engine.policy.read(folder / ADAPTER), number)
         engine.trainer.load(folder)
 
-    def update(self, engine: Engine) -> Generator[None, None, tuple[Version, UpdateStats, int]]:
+    def update(self, engine: Engine) -> Generator[tuple[int, int], None, tuple[Version, UpdateStats, int]]:
         """Learns from all that is fresh at once and from older groups again, and publishes: the version, its stats, how many were fresh.
+
+        Yields as the trainer does: (micro-batches done, micro-batches in all).
 
         Whatever goes wrong, the published version stays and its training state is restored; what was fresh waits for something new beside it.
         """

@@ -26,7 +26,7 @@ from loophil.jobs import Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
-from loophil.types import Group, Look, Status, UpdateStats, Version
+from loophil.types import LESS_MEMORY, RETRY, Group, Look, Status, UpdateStats, Version
 from loophil.worker import Job, Stopped, Worker, stop
 
 __all__ = ["Engine", "Loop"]
@@ -35,12 +35,13 @@ PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
 REST_SECONDS = 10.0  # before drawing or loading is tried again
 MAX_WISHES = 20
 LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"
+Failure = tuple[str, tuple[str, ...]]  # a sentence, and what may help
 
 
 class Loop:
     """Owns the worker and is its plan. All but the plan may be called from any thread, and nothing waits, save for futures.
 
-    load       makes the engine, in the worker;  prompts: where the next prompt comes from;  clock: monotonic seconds
+    load(say)  makes the engine, in the worker, and says which part it is at;  prompts: where the next prompt comes from;  clock: monotonic seconds
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Loop:
         store: Store,
         settings: Settings,
         prompts: PromptSource,
-        load: Callable[[], Engine],
+        load: Callable[[Callable[[str], None]], Engine],
         scales: Mapping[str, float],
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +69,7 @@ class Loop:
         self._rated_at: deque[float] = deque(maxlen=8)
         self._newest_act = 0
         self._auto_left = 0.0
-        self._errors = {UPDATING: "; ".join(store.recovered)} if store.recovered else {}
+        self._errors: dict[str, Failure] = {UPDATING: ("; ".join(store.recovered), ())} if store.recovered else {}
         version = store.current_version()
         self.status = Status(
             run=store.name,
@@ -77,7 +78,7 @@ class Loop:
             policy_version=version.number,
             version_created=version.created,
             worker=LOADING,
-            last_error=self._errors.get(UPDATING),
+            last_error=self._errors[UPDATING][0] if self._errors else None,
         )
         self.worker = Worker(self, threaded=settings.loop.threaded)
 
@@ -102,6 +103,8 @@ class Loop:
         if not groups:
             self.worker.wake()
             groups = self.stock.offer(rater, limit, page=page)
+        if self.stock.raters != self.status.raters:
+            self._tell()
         return groups
 
     def show(self, limit: int) -> list[Group]:
@@ -181,6 +184,12 @@ class Loop:
         """Draws and scores one group for the reward models alone."""
         return self.worker.submit("automatic round", self._auto)
 
+    def retry(self) -> None:
+        """Tries again what has failed, at once."""
+        self.learner.forgive()
+        self._rest_until, self._news = -math.inf, True
+        self.worker.wake()
+
     def pause(self, paused: bool) -> None:
         """Stops or starts learning; drawing and rating go on."""
         self._tell(paused=paused)
@@ -232,11 +241,12 @@ class Loop:
         self._errors.pop(kind, None)
         if error is not None:
             self._news = True
-            self._errors[kind] = _sentence(job.name, error)
+            self._errors[kind] = _failure(job.name, error)
             if job.name in (LOADING, DRAWING):
                 hopeless = self._engine is None and isinstance(error, ConfigError)
                 self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
-        self._tell(last_error=next(reversed(self._errors.values()), None))
+        sentence, remedies = next(reversed(self._errors.values()), (None, ()))
+        self._tell(last_error=sentence, remedies=remedies, memory=self._engine.memory() if self._engine else None)
 
     @property
     def engine(self) -> Engine:
@@ -271,7 +281,7 @@ class Loop:
 
     def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
-        engine, current = self._load(), self.status.policy_version
+        engine, current = self._load(lambda part: self._tell(worker=f"{LOADING}, {part}")), self.status.policy_version
         engine.trainer.adjust(self.settings.learn)
         self.learner.restore(engine, current)
         self._engine, self._rest_until = engine, -math.inf
@@ -316,21 +326,21 @@ class Loop:
             self._score()
         return group
 
-    def _update(self) -> Generator[None, None, Version]:
+    def _update(self) -> Generator[str, None, Version]:
         """The learner's update, its time paid off what is owed."""
         spent = 0.0
         with closing(self.learner.update(self.engine)) as steps:
             while True:
                 began = self._clock()
                 try:
-                    next(steps)
+                    done, length = next(steps)
                 except StopIteration as end:
                     version, stats, groups = end.value
                     break
                 seconds = self._clock() - began
                 spent += seconds
                 self._owed = max(self._owed - seconds, -self._seconds["draw"])
-                yield
+                yield f"{done} of {length}"
         self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
         self._errors.clear()
         return self._changed(version, stats)
@@ -359,12 +369,14 @@ class Loop:
     def _tell(self, **changes: Any) -> None:
         """Replaces the status as a whole."""
         with self._lock:
-            self.status = replace(self.status, ready=len(self.stock), time=time.time(), **changes)
+            self.status = replace(self.status, ready=len(self.stock), raters=self.stock.raters, time=time.time(), **changes)
 
 
-def _sentence(what: str, error: Exception) -> str:
+def _failure(what: str, error: Exception) -> Failure:
     """What failed and, where it is known, what helps. torch's own class is known by its name: this module does without torch."""
+    again = (RETRY,) if what in (LOADING, DRAWING, UPDATING) else ()
     if type(error).__name__ == "OutOfMemoryError":
-        return f"The GPU ran out of memory while {what}. Nothing is lost: start again with a smaller --learn.micro-batch, or fewer images in a group."
+        smaller = (LESS_MEMORY, *again) if what == UPDATING else again
+        return f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less.", smaller
     sentence = str(error) or type(error).__name__
-    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}"
+    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}", again

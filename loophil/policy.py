@@ -43,6 +43,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """(bytes in use by anybody, bytes in all) of a GPU; None where the device has no memory of its own."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
+
+
 def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
     """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -66,14 +74,16 @@ class Policy:
     pipeline    a diffusers text-to-image pipeline on its device; its weights are frozen here
     lora        rank, alpha and target modules of both adapters
     version     number of the published weights; 0 = the base
+    size        width and height of the pictures in pixels, 0 = what the model was made for; ConfigError where it does not fit the latents
     """
 
-    def __init__(self, pipeline: Any, lora: Lora, *, seed: int = 0) -> None:
+    def __init__(self, pipeline: Any, lora: Lora, *, seed: int = 0, size: int = 0) -> None:
         self.pipeline = pipeline
         self.lora = lora
         self.version = 0
         self.family = _family(pipeline)
         self.denoiser: Any = getattr(pipeline, self.family.component)
+        self.latent_shape = self._latent_shape(size)
         self.device: torch.device = self.denoiser.device
         self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
         for part in pipeline.components.values():
@@ -106,12 +116,13 @@ class Policy:
         """Module name endings that carry the LoRA, in order."""
         return [target.strip() for target in self.lora.targets.split(",") if target.strip()]
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent at the model's own size."""
-        size = self.denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.denoiser.config.in_channels, height, width
+    def _latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(C, H, W) of one latent."""
+        channels, own, unit = self.denoiser.config.in_channels, self.denoiser.config.sample_size, self.pipeline.vae_scale_factor
+        if size % unit:
+            raise ConfigError(f"This model draws in steps of {unit} pixels: draw.size must be a multiple of {unit}, not {size}.")
+        height, width = (own, own) if isinstance(own, int) else own
+        return (channels, size // unit, size // unit) if size else (channels, height, width)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from loophil.prompts import read_prompts
 from loophil.session import Session
 from loophil.store import RunInfo, describe_runs, hold, last_opened
 
-SHAPE = ("model", "revision", "rewards", "draw.prompts", "draw.num_images_per_prompt")  # what a run is begun with on the page
+SHAPE = ("model", "revision", "rewards", "draw.prompts", "draw.num_images_per_prompt", "draw.size")  # what a run is begun with on the page
 PROMPTS = "prompts.txt"  # in a run's folder: the list that somebody typed for it
 
 

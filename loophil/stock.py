@@ -49,7 +49,7 @@ class Stock:
         self._offers: dict[str, Offer] = {}
         self._seen: set[str] = set()
         self._leases: dict[str, str] = {}  # group -> the page that has it
-        self._asked: dict[str, float] = {}  # page -> when it asked last
+        self._asked: dict[str, tuple[float, str]] = {}  # page -> when it asked last, and for whom
 
     def __len__(self) -> int:
         """Groups for anyone."""
@@ -68,6 +68,13 @@ class Stock:
             self._expire()
             return len(self._asked)
 
+    @property
+    def raters(self) -> int:
+        """How many people these pages belong to."""
+        with self._lock:
+            self._expire()
+            return len({rater for _, rater in self._asked.values()})
+
     def offer(self, rater: str, limit: int, *, page: str = "") -> list[Group]:
         """The next groups for this rater's page ("" = the rater has one page), those asked for first, then the oldest.
 
@@ -75,7 +82,7 @@ class Stock:
         """
         page = page or rater
         with self._lock:
-            self._asked[page] = self._clock()
+            self._asked[page] = (self._clock(), rater)
             self._expire()
             offers = self._for(rater, page)
             everybodys = sum(not offer.rater for offer in self._offers.values())
@@ -124,5 +131,5 @@ class Stock:
     def _expire(self) -> None:
         """Forgets pages that have not asked for so long that they must be closed."""
         oldest = self._clock() - LEASE_SECONDS
-        self._asked = {page: at for page, at in self._asked.items() if at >= oldest}
+        self._asked = {page: (at, rater) for page, (at, rater) in self._asked.items() if at >= oldest}
         self._leases = {group: page for group, page in self._leases.items() if page in self._asked}

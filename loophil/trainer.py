@@ -28,7 +28,8 @@ from loophil.policy import BASE, LEARNER, Embeddings, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob
 from loophil.types import Lesson, Trajectory, UpdateStats
 
-Steps = Generator[None, None, UpdateStats]
+Done = tuple[int, int]  # micro-batches of an update that are done, and in all
+Steps = Generator[Done, None, UpdateStats]
 TRAJECTORY, FORWARD = "trajectory", "forward"
 FORWARD_PROCESS = "forward_process"
 
@@ -79,7 +80,7 @@ class Trainer:
         return Example(lesson, trajectory, self.policy.encode_prompt(group.prompt, group.settings.negative_prompt))
 
     def update(self, examples: Sequence[Example]) -> Steps:
-        """Trains the learner on all examples; yields between micro-batches, returns UpdateStats. Groups without an advantage are left out.
+        """Trains the learner on all examples but those without an advantage; yields how far it is between micro-batches, returns UpdateStats.
 
         Raises LearningError when anything is not finite; then, as after any other exception, the learner and the optimizers are what they
         were before (the rng is not: a second try meets other noise). Closed half-way, it leaves the learner as far as it got: discard it.
@@ -87,7 +88,7 @@ class Trainer:
         started = time.monotonic()
         telling = [e for e in examples if bool((e.advantages != 0).any())]
         young = [e for e in telling if e.lesson.age <= self.learn.max_staleness and e.trajectory.log_probs.shape[1]]
-        meter = _Meter()
+        meter = _Meter(self._length(young, telling))
         weights = self.policy.weights(LEARNER)
         states = {part: copy.deepcopy(optimizer.state_dict()) for part, optimizer in self.optimizers.items()}
         try:
@@ -105,7 +106,14 @@ class Trainer:
             raise
         return meter.stats(examples, young, time.monotonic() - started)
 
-    def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter, *, first: bool) -> Generator[None, None, bool]:
+    def _length(self, young: Sequence[Example], telling: Sequence[Example]) -> int:
+        """Micro-batches of an update, if no pass is cut short."""
+        learn = self.learn
+        noised = self._turn_count(telling) * max(len(e.lesson.advantages) for e in telling) if telling else 0
+        trajectories = sum(len(list(_micro_batches(e, learn.micro_batch))) for e in young)
+        return learn.trajectory_passes * trajectories + learn.forward_passes * math.ceil(noised / learn.micro_batch)
+
+    def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter, *, first: bool) -> Generator[Done, None, bool]:
         """One optimizer step of the trajectory objective over every transition of every example; whether it was taken.
 
         It is not where sample dropout left nothing, nor, after the first pass, where the KL has passed its cap.
@@ -124,7 +132,7 @@ class Trainer:
                 loss, stats = objective(log_probs, old, advantages, clip_range=per_dimension(learn.clip_nats, D), mask=mask, total=total)
                 loss_sum += self._backward(loss)
                 joined = stats if joined is None else joined + stats
-                yield
+                yield meter.tick()
         assert joined is not None  # an example that tells has an image with an advantage
         meter.summary = joined.summary(D)
         if not meter.summary["kept"] or (not first and meter.summary["approx_kl"] > learn.kl_cap_nats):
@@ -144,7 +152,7 @@ class Trainer:
         )
         return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None]
 
-    def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[None]:
+    def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[Done]:
         """One optimizer step of the forward-process objective on `forward_batch` noised images, or more: nothing new is passed over."""
         chosen = self._turns(examples)
         batch = self._noised(chosen)
@@ -153,16 +161,18 @@ class Trainer:
         loss_sum = 0.0
         for rows in torch.arange(n, device=self.policy.device).split(self.learn.micro_batch):
             loss_sum += self._backward(self._forward_loss(batch, rows).sum() / n)
-            yield
+            yield meter.tick()
         meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, chosen)
 
     def _turns(self, examples: Sequence[Example]) -> list[Example]:
         """Groups for one step: those that no version has learned from, all of them, then others at random."""
-        k = max(len(e.lesson.advantages) for e in examples)
         order = torch.randperm(len(examples), generator=self.rng).tolist()
         order.sort(key=lambda i: not examples[i].lesson.fresh)
-        turns = max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples))
-        return [examples[order[i % len(order)]] for i in range(turns)]
+        return [examples[order[i % len(order)]] for i in range(self._turn_count(examples))]
+
+    def _turn_count(self, examples: Sequence[Example]) -> int:
+        k = max(len(e.lesson.advantages) for e in examples)
+        return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples))
 
     def _noised(self, chosen: Sequence[Example]) -> _Noised:
         """All images of the groups, with times and noise.
@@ -263,11 +273,17 @@ class _Noised:
 class _Meter:
     """Gathers the numbers of one update. `summary` is that of the last trajectory pass, whether or not it led to a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int) -> None:
+        self._done, self._length = 0, length
         self.loss = 0.0
         self.grad_norm = math.nan
         self.summary: dict[str, float] = {}
         self.taught: dict[str, set[str]] = {}
+
+    def tick(self) -> Done:
+        """One more micro-batch is done."""
+        self._done += 1
+        return self._done, max(self._done, self._length)
 
     def stepped(self, loss: float, grad_norm: float, objective: str, examples: Sequence[Example]) -> None:
         self.loss += loss

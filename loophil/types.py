@@ -266,9 +266,17 @@ class Version:
     sha256: str
 
 
+RETRY, LESS_MEMORY = "retry", "less memory"
+
+
 @dataclass(frozen=True)
 class Status:
-    """A snapshot of everything the page and /status show; replaced whole, never changed. Times are Unix seconds."""
+    """A snapshot of everything the page and /status show; replaced whole, never changed. Times are Unix seconds.
+
+    raters    people whose pages ask for groups just now
+    memory    (bytes in use, bytes in all) of the GPU, None without one
+    remedies  what may help against `last_error`: RETRY, LESS_MEMORY
+    """
 
     run: str
     model: str
@@ -286,7 +294,10 @@ class Status:
     agreement: float | None = None
     no_signal: int = 0
     last_error: str | None = None
+    remedies: tuple[str, ...] = ()
     missing_rewards: dict[str, str] = field(default_factory=dict)
     last_update: dict[str, Any] = field(default_factory=dict)
     seconds_per_group: float | None = None
+    raters: int = 0
+    memory: tuple[int, int] | None = None
     time: float = 0.0

@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """`run()` gives the result, or a generator that returns it. `alone`: never between the steps of another job."""
+    """`run()` gives the result, or a generator that returns it and yields how far it is. `alone`: never between the steps of another job."""
 
     name: str
     run: Callable[[], Any]
@@ -182,20 +182,18 @@ class Worker:
         else:
             job.future.set_exception(error)
 
-    def _in_steps(self, job: Job, steps: Generator[Any, None, Any]) -> Any:
-        number = 0
+    def _in_steps(self, job: Job, steps: Generator[str, None, Any]) -> Any:
         while True:
             try:
-                next(steps)
+                reached = next(steps)
             except StopIteration as end:
                 return end.value
-            number += 1
             if self._closed:
                 steps.close()
                 raise Stopped(CLOSED)
             while (urgent := self._urgent()) is not None:
                 self._do(urgent)
-            self._plan.doing(f"{job.name}, step {number + 1}")
+            self._plan.doing(f"{job.name}, {reached}")
 
     def _urgent(self) -> Job | None:
         with self._changed:

@@ -78,14 +78,22 @@ class FakeEngine:
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     loads: int = 0
     learn: Learn | None = None
+    memory: tuple[int, int] | None = None
     hold: Callable[[str], None] = lambda what: None
 
-    def engine(self) -> Engine:
+    def engine(self, say: Callable[[str], None]) -> Engine:
         """What the worker loads."""
         self.loads += 1
+        say("1 of 1: nothing")
         self._work("load", 0.0)
         return Engine(
-            policy=cast("Any", self), sampler=cast("Any", self), trainer=cast("Any", self), score=self.score, scheduler="DDIM", device="fake"
+            policy=cast("Any", self),
+            sampler=cast("Any", self),
+            trainer=cast("Any", self),
+            score=self.score,
+            scheduler="DDIM",
+            device="fake",
+            memory=lambda: self.memory,
         )
 
     def _work(self, what: str, seconds: float) -> None:
@@ -169,15 +177,15 @@ class FakeEngine:
     def example(self, lesson: Lesson, trajectory: Any) -> tuple[Lesson, Any]:
         return lesson, trajectory
 
-    def update(self, examples: Sequence[tuple[Lesson, Any]]) -> Generator[None, None, UpdateStats]:
+    def update(self, examples: Sequence[tuple[Lesson, Any]]) -> Generator[tuple[int, int], None, UpdateStats]:
         """UPDATE_SECONDS for each fresh group, in micro-steps."""
         lessons = [lesson for lesson, _ in examples]
         self.updates.append(lessons)
         fresh = [lesson for lesson in lessons if lesson.fresh]
-        for _ in range(MICRO_STEPS * len(fresh)):
+        for i in range(MICRO_STEPS * len(fresh)):
             self.learned += 0.001
             self._work("update", UPDATE_SECONDS / MICRO_STEPS)
-            yield
+            yield i + 1, MICRO_STEPS * len(fresh)
         said = sum(float(np.abs(lesson.advantages).sum()) for lesson in lessons)
         self.momentum = 0.9 * self.momentum + said
         self.learned = self.published + self.momentum * self.rng.random()

@@ -69,6 +69,10 @@ class FakeSession:
             self.paused = False
             self.worker = "waiting for ratings"
             self.last_error: str | None = None
+            self.remedies: tuple[str, ...] = ()
+            self.memory: tuple[int, int] | None = None
+            self.raters = 1
+            self.retried: list[bool] = []
             self.fault: Exception | None = None
             self.scores: dict[str, tuple[float | None, ...]] = {}
             self.stock = self.full
@@ -113,6 +117,9 @@ class FakeSession:
             paused=self.paused,
             no_signal=self.no_signal,
             last_error=self.last_error,
+            remedies=self.remedies,
+            memory=self.memory,
+            raters=self.raters,
             time=time.time(),
         )
 
@@ -307,6 +314,10 @@ class FakeSession:
             raise InvalidInput(f"{', '.join(fixed)} cannot change while the run is open.")
         self.knobs = self.knobs.changed(changes)
         return self.knobs
+
+    def retry(self, *, less_memory: bool = False) -> None:
+        self.retried.append(less_memory)
+        self.last_error, self.remedies = None, ()
 
     def pause(self) -> Status:
         self.paused = True

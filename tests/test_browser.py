@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from loophil.config import Settings
+from loophil.types import LESS_MEMORY, RETRY
 from tests.browsing import PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
 from tests.fake_session import FakeSession
 from tests.serving import serving
@@ -675,8 +676,45 @@ def test_the_bar_shows_versions_with_their_age_and_faults_in_words(desk: tuple[F
     expect(page.locator(".lh-bar .version")).to_have_text("v1")
     expect(page.locator(".lh-bar .version-age")).to_have_text(re.compile(r"updated \d+ s ago"))
     expect(page.locator(".lh-bar .ratings")).to_have_text("4")
+    expect(page.locator(".lh-bar .people")).to_be_hidden()
+    expect(page.locator(".lh-bar .gpu")).to_be_hidden()
+    session.raters, session.memory = 3, (7_100_000_000, 24_000_000_000)
+    expect(page.locator(".lh-bar .people")).to_have_text("3rating now")
+    expect(page.locator(".lh-bar .gpu")).to_have_text("7.1 of 24 GBGPU")
     session.last_error = "Out of memory while updating; rolled back to v1."
     expect(page.locator(".lh-bar .error")).to_have_text(session.last_error)
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("button", "less"), [("Use less memory", True), ("Try again", False)])
+def test_a_failed_learner_offers_what_may_help(desk: tuple[FakeSession, Page], button: str, less: bool) -> None:
+    session, page = desk
+    session.last_error, session.remedies = "The GPU ran out of memory while updating.", (LESS_MEMORY, RETRY)
+    page.get_by_role("button", name=button).click()
+    expect(page.locator(".lh-bar .failure")).to_be_hidden()
+    assert session.retried == [less]
+    press(page, "g")  # the board goes on
+    wait_for_acts(session, page, 1)
+
+
+def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, url = served
+    session.reset()
+    session.stock, session.worker = 0, "loading the model, 2 of 3: the weights of the base"
+    page = context.new_page()
+    page.goto(url)
+    expect(page.locator(".lh-hint")).to_contain_text("The model is loading (part 2 of 3: the weights of the base).")
+    page.wait_for_selector(".lh-board[data-state=rating]", timeout=15_000)
+    expect(page.locator(".lh-prompt")).to_have_text("An example, to try the keys while the model loads")
+    press(page, "2", "4")
+    expect(page.locator(".last")).to_have_text("You chose: best 2, worst 4 (an example, not stored)")
+    session.stock, session.worker = 6, "drawing"
+    expect(page.locator(".lh-prompt")).to_have_text(re.compile(r" g\d+$"), timeout=15_000)
+    assert session.acts == []
+    press(page, "1", "2")
+    wait_for_acts(session, page, 1)
+    press(page, "u", "u")  # the example does not come back
+    expect(page.locator(".lh-prompt")).to_have_text(re.compile(r" g\d+$"))
 
 
 def test_pause_stops_learning_and_not_rating(desk: tuple[FakeSession, Page]) -> None:

@@ -25,7 +25,7 @@ class Room:
     def __init__(self, store: Store, runs: Path, **knobs: Any) -> None:
         settings = fake_settings(runs, **knobs)
         self.fake, self.store = FakeEngine(), store
-        self.engine: Engine = self.fake.engine()
+        self.engine: Engine = self.fake.engine(print)
         self.studio = Studio(store, settings, PromptSource(PROMPTS, seed=0))
         self.learner = Learner(store, settings, {})
 

@@ -19,7 +19,7 @@ from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.loop import Loop
 from loophil.session import Session
-from loophil.types import Act, Group
+from loophil.types import LESS_MEMORY, RETRY, Act, Group
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
 
 STARS = (1.0, 2.0, 4.0, 5.0)
@@ -515,11 +515,34 @@ def test_memory_that_ran_out_is_said_with_what_helps(staged: Staged) -> None:
     stage.fake.faults["update"] = [OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB ...")]
     stage.rate(stage.next())
     stage.run()
-    said = stage.session.status().last_error
-    assert said == (
-        "The GPU ran out of memory while updating. Nothing is lost: start again with a smaller --learn.micro-batch, or fewer images in a group."
-    )
-    assert stage.session.status().policy_version == 0
+    said = stage.session.status()
+    assert said.last_error == "The GPU ran out of memory while updating. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less."
+    assert (said.remedies, said.policy_version) == ((LESS_MEMORY, RETRY), 0)
+    stage.loop.adjust(stage.session.settings.changed({"learn.micro_batch": 4}))
+    stage.run()
+    assert stage.session.status().policy_version == 0  # other knobs alone are no reason to try what failed
+    stage.loop.retry()
+    stage.run()
+    said = stage.session.status()
+    assert (said.last_error, said.remedies, said.policy_version) == (None, (), 1)
+    assert stage.fake.learn is not None
+    assert stage.fake.learn.micro_batch == 4
+
+
+def test_whoever_waits_sees_how_far_it_is_and_what_it_needs(staged: Staged) -> None:
+    stage = staged()
+    said: dict[str, list[str]] = {"load": [], "update": []}
+    stage.fake.hold = lambda what: said.get(what, []).append(stage.loop.status.worker)
+    stage.fake.memory = (7, 24)
+    stage.run()
+    assert said["load"] == ["loading the model, 1 of 1: nothing"]
+    teach(stage)
+    assert said["update"][:3] == ["updating", "updating, 1 of 12", "updating, 2 of 12"]
+    assert stage.session.status().memory == (7, 24)
+    assert stage.session.status().raters == 0
+    for rater, page in (("ann", "1"), ("ann", "2"), ("bob", "3")):
+        stage.session.upcoming(rater, page=page)
+    assert stage.session.status().raters == 2
 
 
 def test_rating_that_fails_twice_is_set_aside_and_the_others_are_learned(staged: Staged) -> None:
@@ -723,8 +746,8 @@ def test_status_says_what_is_being_done_and_known(staged: Staged) -> None:
     stage.run()
     stage.rate(stage.next())
     stage.run()
-    assert said[:2] == ["load: loading the model", "draw: drawing"]
-    assert said[4:8] == ["update: updating", "update: updating, step 2", "update: updating, step 3", "update: updating, step 4"]
+    assert said[:2] == ["load: loading the model, 1 of 1: nothing", "draw: drawing"]
+    assert said[4:8] == ["update: updating", "update: updating, 1 of 12", "update: updating, 2 of 12", "update: updating, 3 of 12"]
     status = stage.session.status()
     assert (status.worker, status.device, status.run, status.model) == ("waiting for ratings", "fake", "first", "embedded")
     assert (status.updates, status.ratings, status.groups, status.ready, status.policy_version) == (1, 4, 4, 3, 1)

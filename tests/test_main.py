@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from loophil.__main__ import main
@@ -127,6 +128,17 @@ def test_tuning_by_rewards_publishes_so_many_versions(knobs: list[str], runs: Pa
     assert said[-1]["shares"] == {"jpeg": 1.0}
     with closing(open_run(runs, "small", base_model=knobs[1], revision=None)) as store:
         assert (store.counts().ratings, store.current_version().number) == (0, 2)
+
+
+def test_a_run_keeps_its_picture_size(rater: Path, knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = [*knobs, "--run", "mine"]
+    assert simulate(rater, 3, [*named, "--draw.size", "8"]) == 0
+    with Image.open(next((runs / "mine" / "images").glob("*.png"))) as picture:
+        assert picture.size == (8, 8)
+    capsys.readouterr()
+    assert simulate(rater, 3, named) == 78
+    assert capsys.readouterr().err == "The run 'mine' has draw.size 8, not 0, for all of its pictures: begin a new run for another size.\n"
+    assert simulate(rater, 6, [*named, "--draw.size", "8"]) == 0
 
 
 def test_ties_are_no_clicks_for_the_learner(rater: Path, knobs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from loophil import policy as module
 from loophil.config import Lora
 from loophil.errors import ConfigError
-from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, load_pipeline
+from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
 from tests.tiny import WIDTH, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -135,6 +135,24 @@ def test_another_kind_of_pipeline_is_refused(tmp_path: Path) -> None:
 def test_targets_that_cannot_carry_a_lora_are_refused(targets: str) -> None:
     with pytest.raises(ConfigError, match=rf"'{targets}' cannot carry a LoRA in this model\. Use --lora\.targets to_q,to_k,to_v,to_out\.0\."):
         Policy(tiny_pipeline(), Lora(targets=targets))
+
+
+@pytest.mark.parametrize(("size", "side"), [(0, 8), (32, 16), (8, 4)])
+def test_pictures_have_the_size_that_was_asked_for(size: int, side: int) -> None:
+    policy = Policy(tiny_pipeline(), LORA, size=size)
+    assert policy.latent_shape == (4, side, side)
+    latents = torch.zeros(2, *policy.latent_shape)
+    assert {picture.size for picture in policy.decode(latents)} == {(2 * side, 2 * side)}
+    assert policy.predict(latents, torch.tensor(5), policy.encode_prompt("a cat", ""), 1.0).shape == latents.shape
+
+
+def test_size_that_does_not_fit_the_latents_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"in steps of 2 pixels: draw\.size must be a multiple of 2, not 9"):
+        Policy(tiny_pipeline(), LORA, size=9)
+
+
+def test_a_cpu_has_no_memory_of_its_own() -> None:
+    assert device_memory(CPU) is None
 
 
 def test_building_a_policy_warns_of_nothing() -> None:

@@ -511,7 +511,7 @@ def tiny() -> Callable[..., Loop]:
         store = open_run(runs, None, base_model="tiny", revision=None)
         prompts = PromptSource(PROMPTS, seed=0, position=store.noted("prompts.position", 0))
 
-        def load() -> Engine:
+        def load(_: Callable[[str], None]) -> Engine:
             pipeline = tiny_pipeline()
             policy, schedule = Policy(pipeline, settings.lora, seed=0), DDIM.from_config(pipeline.scheduler.config)
             sampler = Sampler(policy, schedule, timestep_fraction=0.5)

@@ -40,6 +40,18 @@ def test_prefetch_is_deep_for_a_fast_rater_and_shallow_for_a_slow_one(pace: floa
     assert prefetch_target(4, 5.0, pace) == depth
 
 
+def test_people_are_counted_not_their_pages() -> None:
+    clock = Clock()
+    stock = stocked("a", clock=clock)
+    for rater, page in (("ann", "1"), ("ann", "2"), ("bob", "3")):
+        names(stock, rater, page=page)
+    assert (stock.pages, stock.raters) == (3, 2)
+    clock.now += 20
+    names(stock, "bob", page="3")
+    clock.now += 20
+    assert (stock.pages, stock.raters) == (1, 1)
+
+
 def test_oldest_are_offered_first_and_stay_until_they_are_rated() -> None:
     stock = stocked("a", "b", "c")
     assert names(stock) == names(stock) == ["a", "b", "c"]

@@ -357,6 +357,7 @@ def test_runs_are_picked_begun_renamed_and_deleted(desk: tuple[FakeSession, Page
     page.get_by_label("Prompts").select_option("my own")
     page.get_by_label("One prompt a line").fill("a cat\na {red|blue} cat")
     page.get_by_label("Images in a group").fill("3")
+    page.get_by_label("Width and height in pixels").fill("96")
     page.get_by_role("button", name="Begin a new run").click()
     for _ in range(100):
         if len(session.switched) == 4:
@@ -365,7 +366,7 @@ def test_runs_are_picked_begun_renamed_and_deleted(desk: tuple[FakeSession, Page
     assert session.switched[:3] == [("rename", "first", "renamed"), ("delete", "other"), ("open", "other")]
     kind, name, changes, prompts = session.switched[3]
     assert (kind, name, prompts) == ("new", "cats", "a cat\na {red|blue} cat")
-    assert (changes["draw.num_images_per_prompt"], changes["rewards"]) == (3, "jpeg=0.5")
+    assert (changes["draw.num_images_per_prompt"], changes["draw.size"], changes["rewards"]) == (3, 96, "jpeg=0.5")
 
 
 def test_when_another_run_is_opened_every_page_begins_anew_with_it(desk: tuple[FakeSession, Page]) -> None:

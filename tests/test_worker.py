@@ -70,15 +70,15 @@ def fail(error: BaseException) -> Callable[[], Any]:
     return run
 
 
-def steps(log: list[str], name: str, *hold: threading.Event, n: int = 3) -> Callable[[], Generator[None, None, str]]:
+def steps(log: list[str], name: str, *hold: threading.Event, n: int = 3) -> Callable[[], Generator[str, None, str]]:
     """A job of n steps that write into the log; the events are waited for before the first."""
 
-    def run() -> Generator[None, None, str]:
+    def run() -> Generator[str, None, str]:
         for event in hold:
             assert event.wait(SOON)
         for i in range(n):
             log.append(f"{name}{i}")
-            yield
+            yield f"{i + 1} of {n}"
         return name
 
     return run
@@ -194,7 +194,7 @@ def test_plan_hears_what_is_being_done(plan: Notes) -> None:
     plan.urgent.append(Job("drawing", lambda: None))
     while worker.run_one():
         pass
-    assert plan.told == ["updating", "drawing", "updating", "updating, step 2", "updating, step 3", ""]
+    assert plan.told == ["updating", "drawing", "updating", "updating, 1 of 2", "updating, 2 of 2", ""]
 
 
 def test_job_that_nobody_waits_for_any_more_is_not_run(plan: Notes) -> None:

@@ -153,6 +153,13 @@ class Board(Handlers):
         (self.session.pause if sent_with(event).get("pause") else self.session.resume)()
         return self.bar(request)
 
+    @answering
+    def mend(self, request: gr.Request, event: gr.EventData) -> Answer:
+        """Try again what has failed, with less memory if asked to."""
+        self.access.teacher(request)
+        self.session.retry(less_memory=bool(sent_with(event).get("less_memory")))
+        return self.bar(request)
+
 
 def uid(entry: Any) -> str | None:
     """The id under which the browser keeps an act."""

@@ -72,6 +72,7 @@ def page(runs: "Runs", access: Access) -> gr.Blocks:
         panel.look(knobs.look, None, panel, **LIGHT)
         panel.turn(knobs.turn, None, panel, **SLOW)
         bar.hold(board.hold, None, bar, **LIGHT)
+        bar.mend(board.mend, None, bar, **SLOW)
         rating.sync(board.sync, None, [rating, bar], **LIGHT)
         rating.ask(board.ask, None, rating, **LIGHT)
         progress.look(Progress(runs, access).look, None, progress, **LIGHT)

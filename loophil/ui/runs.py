@@ -12,7 +12,7 @@ from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering, sent_with
 
 LONGEST_LIST = 200_000  # characters of a list of prompts
-KNOBS = {"model": "model", "k": "draw.num_images_per_prompt", "list": "draw.prompts", "rewards": "rewards"}
+KNOBS = {"model": "model", "k": "draw.num_images_per_prompt", "size": "draw.size", "list": "draw.prompts", "rewards": "rewards"}
 
 
 class RunsPanel(Handlers):
@@ -77,6 +77,7 @@ class RunsPanel(Handlers):
             "lists": known_lists(),
             "list": "" if own else settings.draw.prompts,
             "k": self.session.k,
+            "size": settings.draw.size,
             "model": settings.model,
             "rewards": ",".join(f"{name}={weight:g}" for name, weight in settings.rewards.items()),
             "may_teach": True,

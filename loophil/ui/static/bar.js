@@ -15,6 +15,10 @@ function paint() {
   say('.ratings', status.ratings);
   say('.ready', status.ready);
   say('.pending', status.pending);
+  show('.people', status.raters > 1);
+  say('.raters', status.raters);
+  show('.gpu', status.memory !== null);
+  if (status.memory) say('.memory', `${(status.memory[0] / 1e9).toFixed(1)} of ${(status.memory[1] / 1e9).toFixed(0)} GB`);
   show('.disk', status.disk !== null);
   if (status.disk !== null) say('.free', `${(status.disk / 1e9).toFixed(1)} GB`);
   show('.fresh', status.freshness !== null);
@@ -26,12 +30,18 @@ function paint() {
     say('.against', `against base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
     find('.better').title = verdictWords(status.better);
   }
-  say('.error', status.last_error || '');
-  show('.error', Boolean(status.last_error));
+  fail(status.last_error, status.may_teach ? status.remedies : []);
   say('.pause', status.paused ? 'Resume' : 'Pause');
   find('.pause').title = status.paused ? 'Go on learning' : 'Stop learning; rating goes on';
   find('.pause').disabled = !status.may_teach;
   show('.sign-in', status.sign_in);
+}
+
+function fail(sentence, remedies) {
+  say('.error', sentence || '');
+  show('.failure', Boolean(sentence));
+  show('.less', remedies.includes('less memory'));
+  show('.again', remedies.includes('retry'));
 }
 
 function worker() {
@@ -40,11 +50,13 @@ function worker() {
   return status.paused ? `Paused. ${plain}` : plain;
 }
 
+find('.less').addEventListener('click', () => trigger('mend', { less_memory: true }));
+find('.again').addEventListener('click', () => trigger('mend', {}));
 find('.pause').addEventListener('click', () => trigger('hold', { pause: !status.paused }));
 
 watch('value', () => {
   const value = props.value || {};
-  if (value.error) { say('.error', value.error); show('.error', true); return; }
+  if (value.error) { fail(value.error, []); return; }
   if (typeof value.run !== 'string') return;
   status = value;
   received = performance.now();

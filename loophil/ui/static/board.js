@@ -4,7 +4,12 @@ const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120; 
 const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
 const SEEN_TAB = 12000;  // ms after which a tab that was silent is taken for closed
+const PATIENCE = 6000;  // ms of loading before there is an example
 const MODE_KEPT = 'loophil.stars';
+const EXAMPLE = [['#f4b942', '#1c3d5a'], ['#e4572e', '#f3e9dc'], ['#3f8f6b', '#f3e9dc'], ['#8f5fbf', '#2b2b33']].map(([shape, ground], i) => {
+  const drawn = [`<circle cx='32' cy='32' r='17'/>`, `<path d='M32 13 51 49H13Z'/>`, `<rect x='16' y='16' width='32' height='32' rx='5'/>`, `<path d='M32 12 52 32 32 52 12 32Z'/>`][i];
+  return `data:image/svg+xml,${encodeURIComponent(`<svg xmlns='http://www.w3.org/2000/svg' width='512' height='512' viewBox='0 0 64 64'><rect width='64' height='64' fill='${ground}'/><g fill='${shape}'>${drawn}</g></svg>`)}`;
+});
 
 const cards = findAll('.lh-card');
 const picks = findAll('.pick');
@@ -22,6 +27,7 @@ let stars = [];         // by position shown: 1 to 5, null = none on purpose, un
 let given = [];         // positions shown, in the order in which they got their stars
 let starMode = storage((s) => s.getItem(MODE_KEPT)) === 'on';  // digits are the stars of the picture whose turn it is
 let turn = 0;           // position shown
+let example = null;     // pictures to try the keys on while the model loads; nothing of it is sent
 let last = null;        // what was done last: the group's id, words and best picture in shown numbers, the order shown
 let shownAt = 0;
 let revision = -1;
@@ -102,7 +108,8 @@ function absorb(value) {
     queue = value.groups.filter((group) => group.id !== current?.id && !rated.get(group.id) && !(guest && seen.has(group.id)))
       .map((group) => old.get(group.id) || loaded(group));
   }
-  if (!current && !leaving) next(); else tell();
+  const practised = example !== null && current === example && best === null && !given.length;
+  if (!leaving && (!current || (practised && queue.length))) next(); else tell();
 }
 
 function loaded(group) {
@@ -260,6 +267,7 @@ function commit(kind, what, words, favourite = null) {
   if (!current) return;
   const ms = Math.round(performance.now() - shownAt);
   const group = current;
+  if (group === example) { say('.last', `You chose: ${words} (an example, not stored)`); current = null; leaving = setTimeout(next, FLASH); tell(); return; }
   remember(group);
   seen.add(group.id);
   current = null;
@@ -268,6 +276,14 @@ function commit(kind, what, words, favourite = null) {
   post({ uid: newId(), gid: group.id, kind, ...what, order, ms, at: Date.now() });
   leaving = setTimeout(next, FLASH);
   tell();
+}
+
+// Something to try the keys on while a large model loads.
+function practise() {
+  const images = cards.map((_, i) => picture(EXAMPLE[i % EXAMPLE.length], ''));
+  example = { id: 'example', prompt: 'An example, to try the keys while the model loads', images };
+  current = example;
+  put();
 }
 
 // Only after the rating, when it can no longer sway anybody: version, seeds as they were shown, and where the reward models saw the best picture.
@@ -300,7 +316,7 @@ function bringBack(group, words = 'Taken back') {
   clearTimeout(leaving);
   leaving = 0;
   if (current?.id === group.id) return;
-  queue = [...(current ? [current] : []), ...queue.filter((other) => other.id !== group.id)];
+  queue = [...(current && current !== example ? [current] : []), ...queue.filter((other) => other.id !== group.id)];
   current = loaded(group);
   last = null;
   say('.last', words);
@@ -356,11 +372,13 @@ function hint() {
   return byKeys ? `Which is the best? Press 1 to ${order.length}, or click. Or give stars.` : `Which is the best? ${Tap} it. Or give stars.`;
 }
 
+const loading = () => Boolean(status) && /^loading/.test(status.worker || '');
+
 function waiting() {
   if (guest && seen.size) return 'That was the demo. Sign in to teach this model; nothing of the demo was stored.';
   const worker = String(status?.worker || '');
   if (status?.last_error && !status.ready) return `No pictures are ready. ${status.last_error}`;
-  if (!status || /start|load/i.test(worker)) return 'The model is loading. The first pictures appear here in a moment.';
+  if (!status || /start|load/i.test(worker)) return `The model is loading${worker.split(',').slice(1).map((part) => ` (part${part})`).join('')}. The first pictures appear here in a moment.`;
   const seconds = status.seconds_per_group;
   return seconds ? `The next pictures are being drawn, about ${Math.max(1, Math.round(seconds))} s.` : 'The next pictures are being drawn.';
 }
@@ -411,6 +429,7 @@ function onStatus(event) {
   status = event.detail;
   if (run !== null && status.run !== run) { location.reload(); return; }
   show('.unsaid', status.updates === 0 && status.no_signal > 2);
+  if (run !== null && !current && !leaving && loading() && performance.now() - shownAt > PATIENCE) practise();
   if (!current) tell();
 }
 

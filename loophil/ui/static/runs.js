@@ -45,6 +45,7 @@ function paint(value) {
   find('.list').replaceChildren(...choices.map(([list, words]) => { const option = make('option', '', words); option.value = list; return option; }));
   find('.list').value = value.list;
   find('.k').value = value.k;
+  find('.size').value = value.size;
   find('.model').value = value.model;
   find('.rewards').value = value.rewards;
   own();
@@ -52,7 +53,7 @@ function paint(value) {
 
 function wanted() {
   const list = find('.list').value;
-  return { model: find('.model').value.trim(), list, prompts: list ? '' : find('.prompts').value, k: find('.k').valueAsNumber || null, rewards: find('.rewards').value.trim() || {} };
+  return { model: find('.model').value.trim(), list, prompts: list ? '' : find('.prompts').value, k: find('.k').valueAsNumber || null, size: find('.size').valueAsNumber || 0, rewards: find('.rewards').value.trim() || {} };
 }
 
 watch('value', () => {
