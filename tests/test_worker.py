@@ -152,7 +152,7 @@ def test_submitted_jobs_slip_between_steps_and_alone_ones_do_not(plan: Notes) ->
     log: list[str] = []
     worker = Worker(plan)
 
-    def update() -> Generator[None, None, None]:
+    def update() -> Generator[str, None, None]:
         worker.submit("rolling back", lambda: log.append("alone"), alone=True)
         worker.submit("comparing", lambda: log.append("compared"))
         yield from steps(log, "step")()

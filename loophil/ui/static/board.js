@@ -109,7 +109,7 @@ function absorb(value) {
       .map((group) => old.get(group.id) || loaded(group));
   }
   const practised = example !== null && current === example && best === null && !given.length;
-  if (!leaving && (!current || (practised && queue.length))) next(); else tell();
+  if (!leaving && queue.length && (!current || practised)) next(); else tell();
 }
 
 function loaded(group) {
