@@ -17,6 +17,10 @@ KEY = """key => {
     document.dispatchEvent(new KeyboardEvent('keydown', {key, code: `Digit${key}`}));
     return performance.now() - began;
 }"""
+WEIGHT = """() => {
+    const loaded = performance.getEntries().filter(entry => entry.transferSize > 0);
+    return [loaded.length, loaded.reduce((sum, entry) => sum + entry.transferSize, 0)];
+}"""  # as they came over the wire, packed or not, with their headers
 FETCH = """async () => {
     const began = performance.now();
     await fetch('gradio_api/run/status', {method: 'POST', headers: {'content-type': 'application/json'}, body: '{"data": []}'}).then(a => a.text());
@@ -33,25 +37,21 @@ def run(argv: list[str]) -> int:
         for pace in PACES:
             began = time.monotonic()
             with served(*knobs) as url:
-                page, weight = browser.new_page(), [0, 0]
-                page.on("requestfinished", lambda request, weight=weight: _weigh(request, weight))
+                page = browser.new_page()
                 start = time.monotonic()
                 page.goto(url)
                 page.wait_for_selector(".lh-board")
                 print(f"served after {start - began:.1f} s, page there {time.monotonic() - start:.1f} s later", end="")
                 page.wait_for_selector(".lh-board[data-state=rating]", timeout=1000 * SECONDS)
-                print(f", first group {time.monotonic() - start:.1f} s after the page was asked for; {weight[1]} files, {weight[0] / 1e6:.2f} MB")
+                first = time.monotonic() - start
+                files, weight = page.evaluate(WEIGHT)
+                print(f", first group {first:.1f} s after the page was asked for; {files} files, {weight / 1e6:.2f} MB")
                 waits = [max(0.0, wait - FLASH) for wait in rate(page, given.groups, pace)[1:]]
                 print(f"{pace:g} s a group: waits p50 {quantile(waits, 0.5):.2f} s, p95 {quantile(waits, 0.95):.2f} s (n = {len(waits)})", flush=True)
                 if pace == PACES[0]:
                     _small_things(page)
                 page.close()
     return 0
-
-
-def _weigh(request: Any, weight: list[int]) -> None:
-    weight[0] += request.sizes()["responseBodySize"]
-    weight[1] += 1
 
 
 def _small_things(page: Any) -> None:
