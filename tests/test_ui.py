@@ -21,8 +21,8 @@ from starlette.requests import Request
 
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput, LoopHILError
-from loophil.types import Act, Group, Mean
-from loophil.ui import board, compare, export, history, page, parse, progress, runs, settings
+from loophil.types import Act, Group, Mean, Status
+from loophil.ui import answers, board, compare, export, history, page, parse, progress, runs, settings
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
@@ -376,6 +376,9 @@ def test_a_stranger_may_not_draw_or_take(public: tuple[FakeSession, str], data: 
 
 def test_a_stranger_may_look_and_try_what_is_ready(public: tuple[FakeSession, str]) -> None:
     assert run(public[1], "status")[0] == 200
+    shares = {"human:ann": 0.5, "human:bob": 0.25, "jpeg": 0.25}
+    said = answers.status_answer(Status("first", "fake", "cpu", last_update={"loss": 1.0, "shares": shares}))
+    assert said["last_update"] == {"loss": 1.0, "shares": {"people": 0.75, "jpeg": 0.25}}
     assert call(public[1], "compare", "a star", 3)[0] == "complete"
     event, text = call(public[1], "new_group", "")
     assert (event, json.loads(text)[0]["group"]) == ("complete", public[0].unrated("guest")[0].id)

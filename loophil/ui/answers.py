@@ -27,8 +27,20 @@ def group_answer(group: Group) -> dict[str, Any]:
 
 
 def status_answer(status: Status) -> dict[str, Any]:
-    """What /status says."""
-    return dataclasses.asdict(status)
+    """What /status says, and to anybody."""
+    said = dataclasses.asdict(status)
+    if "shares" in status.last_update:
+        said["last_update"] |= {"shares": people_as_one(status.last_update["shares"])}
+    return said
+
+
+def people_as_one(shares: Mapping[str, float]) -> dict[str, float]:
+    """Each source's share with the people's added up: who they are is not everybody's to know."""
+    joined: dict[str, float] = {}
+    for source, share in shares.items():
+        name = "people" if source.startswith(HUMAN) else source
+        joined[name] = joined.get(name, 0.0) + share
+    return joined
 
 
 def board_group(group: Group, images: Path) -> dict[str, Any]:
@@ -86,9 +98,6 @@ def history_row(entry: Entry, images: Path, *, mine: str, named: bool) -> dict[s
 def update_line(update: Update) -> dict[str, Any]:
     """One line of the log: what an attempt to learn came to."""
     known = {name: update.stats.get(name) for name in ("images", "approx_kl", "kept", "seconds")}
-    shares: dict[str, float] = {}  # people as one: who they are is not everybody's to know
-    for source, share in update.stats.get("shares", {}).items():
-        name = "people" if source.startswith(HUMAN) else source
-        shares[name] = shares.get(name, 0.0) + share
+    shares = people_as_one(update.stats.get("shares", {}))
     at = update.finished or update.started
     return {"number": update.id, "status": update.status, "version": update.version, "at": at, "reason": update.reason, "shares": shares, **known}
