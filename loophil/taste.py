@@ -15,7 +15,7 @@ evidence by MacKay's fixed point (1992), so that a block which tells nothing of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import krippendorff
 import numpy as np
@@ -86,8 +86,10 @@ class Taste:
         telling = [choice for choice in choices if choice.tells and rater in (None, choice.rater)]
         if not telling:
             return cls([], None)
-        space = _Space.of([choice.features for choice in telling], tuple(blocks))
-        return cls(telling, _Fit(space, telling))
+        widths = {choice.features.shape[1] for choice in telling} | ({sum(blocks)} if blocks else set())
+        if len(widths) > 1:
+            raise ConfigError(f"A taste learns from features of one width, not of {sorted(widths)}: compute them all with one open_clip model.")
+        return cls(telling, _Fit(telling, tuple(blocks) or tuple(widths)))
 
     def score(self, features: ArrayLike) -> tuple[Array, Array]:
         """Utility of n images (n, d), against the average image seen -> mean (n,), std (n,), in logits.
@@ -175,14 +177,14 @@ class _Fit:
     lower   (m, m)     Cholesky factor of B = I + root K root
     """
 
-    def __init__(self, space: _Space, choices: Sequence[Choice]) -> None:
-        self.space, self.groups = space, [choice.group for choice in choices]
-        k = max(len(choice.stars) for choice in choices)
-        self.contrasts = helmert(k)  # (k-1, k), orthonormal
-        self.images = np.concatenate([_filled(space.place(choice.features), k) for choice in choices])  # (G k, d)
-        stars = np.array([np.pad(choice.stars, (0, k - len(choice.stars)), constant_values=np.nan) for choice in choices])
+    def __init__(self, choices: Sequence[Choice], blocks: tuple[int, ...]) -> None:
+        self.groups = [choice.group for choice in choices]
+        features, stars = _stacked(choices)
+        self.space = _Space.of(features, blocks)
+        self.contrasts = helmert(stars.shape[1])  # (k-1, k), orthonormal
+        self.images = self.space.place(features).reshape(-1, features.shape[2])  # (G k, d)
         self.preferences = _Preferences(stars, self.contrasts)
-        kernels = np.array([self._contrast(self._contrast(kernel).T) for kernel in space.kernels(self.images, self.images)])
+        kernels = np.array([self._contrast(self._contrast(kernel).T) for kernel in self.space.kernels(self.images, self.images)])
         self.units = np.trace(kernels, axis1=1, axis2=2) / kernels.shape[1]  # utility's variance among siblings is then v itself
         self.units[self.units < 1e-12] = np.inf
         kernels /= self.units[:, None, None]
@@ -297,32 +299,28 @@ class _Space:
     spans: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, groups: Sequence[Array], blocks: tuple[int, ...]) -> _Space:
-        """Fitted to groups of siblings (k, d). A column that never differs among siblings says nothing: its scale is 0."""
-        widths = {group.shape[1] for group in groups} | ({sum(blocks)} if blocks else set())
-        if len(widths) > 1:
-            raise ConfigError(f"A taste learns from features of one width, not of {sorted(widths)}: compute them all with one open_clip model.")
-        everything = np.concatenate(groups)
-        largest = np.where(np.isfinite(everything), np.abs(everything), 0).max(axis=0)
-        apart = np.concatenate([group - _mean_of_known(group) for group in groups])
-        freedom = sum(np.maximum(np.isfinite(group).sum(axis=0) - 1, 0) for group in groups)
-        std = np.sqrt(np.nansum(apart**2, axis=0) / np.maximum(freedom, 1))
+    def of(cls, groups: Array, blocks: tuple[int, ...]) -> _Space:
+        """Fitted to groups of siblings (G, k, d). A column that never differs among siblings says nothing: its scale is 0."""
+        known = np.isfinite(groups)
+        apart = np.where(known, groups - _mean_of_known(groups), 0)
+        freedom = np.maximum(known.sum(axis=1) - 1, 0).sum(axis=0)
+        std = np.sqrt((apart**2).sum(axis=(0, 1)) / np.maximum(freedom, 1))
+        largest = np.where(known, np.abs(groups), 0).max(axis=(0, 1))
         scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-9 * largest)
-        ends = np.cumsum(blocks or tuple(widths)).tolist()
-        space = cls(np.nan_to_num(_mean_of_known(everything)), scale, tuple(zip([0, *ends[:-1]], ends, strict=True)))
-        placed = np.concatenate([space.place(group) for group in groups])
-        spans = tuple(2 * float(placed[:, start:end].var(axis=0).sum()) for start, end in space.edges)
-        return cls(space.centre, space.scale, space.edges, spans)
+        centre = np.nan_to_num(_mean_of_known(groups.reshape(-1, groups.shape[2]))[0])
+        ends = np.cumsum(blocks).tolist()
+        space = cls(centre, scale, tuple(zip([0, *ends[:-1]], ends, strict=True)))
+        spread = space.place(groups).var(axis=(0, 1))
+        return replace(space, spans=tuple(2 * float(spread[start:end].sum()) for start, end in space.edges))
 
     def place(self, features: Array) -> Array:
-        """(n, d) of siblings -> (n, d): what is unknown is their mean, or the centre where none of them knows."""
-        if features.shape[1] != len(self.centre):
-            raise ConfigError(
-                f"This taste knows features of width {len(self.centre)}, not {features.shape[1]}: use the open_clip model it learned by."
-            )
-        siblings = _mean_of_known(features)
-        known = np.where(np.isfinite(features), features, np.where(np.isfinite(siblings), siblings, self.centre))
-        return (known - self.centre) * self.scale
+        """(k, d) of siblings or (G, k, d) -> the same shape: what is unknown is their mean, or the centre where none of them knows."""
+        width = features.shape[-1]
+        if width != len(self.centre):
+            raise ConfigError(f"This taste knows features of width {len(self.centre)}, not {width}: use the open_clip model that it learned by.")
+        known = np.where(np.isfinite(features), features, _mean_of_known(features))
+        placed: Array = (known - self.centre) * self.scale
+        return np.nan_to_num(placed)
 
     def kernels(self, first: Array, second: Array) -> Array:
         """(2 blocks, n, m): the linear and the squared exponential kernel of each block, for n and m placed images."""
@@ -336,15 +334,22 @@ class _Space:
 
 
 def _mean_of_known(features: Array) -> Array:
-    """(n, d) -> (d,), NaN where no row knows."""
+    """(..., n, d) -> (..., 1, d), NaN where no row knows."""
     known = np.isfinite(features)
-    count = known.sum(axis=0)
-    return np.where(count > 0, np.where(known, features, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    count = known.sum(axis=-2, keepdims=True)
+    total = np.where(known, features, 0).sum(axis=-2, keepdims=True)
+    mean: Array = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return mean
 
 
-def _filled(images: Array, k: int) -> Array:
-    """(n, d) -> (k, d): filled up with their mean."""
-    return np.concatenate([images, np.repeat(images.mean(axis=0, keepdims=True), k - len(images), axis=0)])
+def _stacked(choices: Sequence[Choice]) -> tuple[Array, Array]:
+    """Features (G, k, d) and stars (G, k); smaller groups are filled up with images of which nothing is known."""
+    k = max(len(choice.stars) for choice in choices)
+    features = np.full((len(choices), k, choices[0].features.shape[1]), np.nan)
+    stars = np.full((len(choices), k), np.nan)
+    for n, choice in enumerate(choices):
+        features[n, : len(choice.stars)], stars[n, : len(choice.stars)] = choice.features, choice.stars
+    return features, stars
 
 
 def _times(blocks: Array, rows: Array) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from bench.tastes import TASTES
 from loophil.errors import ConfigError
@@ -55,7 +56,9 @@ def right(taste: Taste, seed: int = 99) -> float:
     return float(np.corrcoef(true, np.concatenate([taste.compare(x)[0] for x in groups]))[0, 1])
 
 
-@pytest.mark.parametrize("said", [[], [choice([3, 3, 3], np.eye(3, D))], [choice([NAN, 5, NAN], np.eye(3, D))]], ids=["nothing", "a tie", "one image"])
+@pytest.mark.parametrize(
+    "said", [[], [choice([3, 3, 3], np.eye(3, D))], [choice([NAN, 5, NAN], np.eye(3, D))]], ids=["nothing", "a tie", "one image"]
+)
 def test_without_a_preference_there_is_the_prior(said: list[Choice]) -> None:
     mean, std = Taste.fit(said).score(np.ones((2, D)))
     assert mean.tolist() == [0, 0]
@@ -255,9 +258,7 @@ def test_agreement_is_what_it_says_on_groups_never_seen() -> None:
     """With noise that blurs the order: what is left out is foretold about as well as new choices of the same person are."""
     taste = Taste.fit(choices(40, noise=1.0))
     new = choices(100, 7, noise=1.0)
-    shares = [
-        (c.stars[i] > c.stars[j]) == (u[i] > u[j]) for c in new for u in [taste.score(c.features)[0]] for i in range(4) for j in range(i)
-    ]
+    shares = [(c.stars[i] > c.stars[j]) == (u[i] > u[j]) for c in new for u in [taste.score(c.features)[0]] for i in range(4) for j in range(i)]
     agreement = measured(taste)
     assert agreement.low < float(np.mean(shares)) < agreement.high
     assert agreement.beyond_chance
@@ -341,10 +342,10 @@ def test_fit_and_score_are_quick() -> None:
     assert score < 0.05
 
 
-@pytest.mark.parametrize(("name", "prompt", "sign"), [("mood", "a red disc at night", -1), ("mood", "a red disc", 1), ("matching", "a blue disc", -1)])
+@pytest.mark.parametrize(
+    ("name", "prompt", "sign"), [("mood", "a red disc at night", -1), ("mood", "a red disc", 1), ("matching", "a blue disc", -1)]
+)
 def test_simulated_people_may_mind_the_prompt(name: str, prompt: str, sign: int) -> None:
-    from PIL import Image
-
     dim, bright = Image.new("RGB", (4, 4), (20, 0, 0)), Image.new("RGB", (4, 4), (200, 0, 0))
     person = TASTES[name]
     assert np.sign(person.utility(bright, prompt) - person.utility(dim, prompt)) == sign
