@@ -45,6 +45,27 @@ class Taste:
         return stars
 
 
+class PromptTaste(Taste):
+    """Who likes what `measure` is large where the prompt names one of these words, and what it is small elsewhere."""
+
+    def __init__(self, measure: Callable[[Pixels], float], words: tuple[str, ...]) -> None:
+        super().__init__(measure)
+        self.words = words
+
+    def utility(self, image: Image.Image, prompt: str) -> float:
+        """What the picture is worth to this person, without noise."""
+        liked = any(word in prompt for word in self.words)
+        return super().utility(image, prompt) if liked else -super().utility(image, prompt)
+
+
+def _centre(pixels: Pixels) -> tuple[float, float]:
+    """(x, y) of what differs from the usual lightness, from -0.5 to 0.5."""
+    light = pixels.mean(axis=2)
+    weight = np.abs(light - np.median(light)) + 1e-9
+    y, x = np.mgrid[: light.shape[0], : light.shape[1]]
+    return float((weight * x).sum() / weight.sum() / light.shape[1] - 0.5), float((weight * y).sum() / weight.sum() / light.shape[0] - 0.5)
+
+
 def _saturation(pixels: Pixels) -> float:
     small = pixels[2::4, 2::4].reshape(-1, 3)
     return float(np.mean([colorsys.rgb_to_hsv(*p)[1] for p in small]))
@@ -57,6 +78,12 @@ coolness = Taste(lambda p: float(p[..., 2].mean() - p[..., 0].mean()))
 contrast = Taste(lambda p: float(p.mean(axis=2).std()))
 saturation = Taste(_saturation)
 detail = Taste(lambda p: float(np.abs(np.diff(p.mean(axis=2), axis=0)).mean() + np.abs(np.diff(p.mean(axis=2), axis=1)).mean()))
+middling = Taste(lambda p: -abs(float(p.mean()) - 0.5))
+composition = Taste(lambda p: -float(np.hypot(*_centre(p))))
+leftness = Taste(lambda p: -_centre(p)[0])
+symmetry = Taste(lambda p: -float(np.abs(p.mean(axis=2) - p.mean(axis=2)[:, ::-1]).mean()))
+mood = PromptTaste(darkness.measure, ("dark", "night", "black"))
+matching = PromptTaste(warmth.measure, ("red", "orange", "yellow", "pink", "brown"))
 TASTES = {
     "brightness": brightness,
     "darkness": darkness,
@@ -65,4 +92,10 @@ TASTES = {
     "contrast": contrast,
     "saturation": saturation,
     "detail": detail,
+    "middling": middling,
+    "composition": composition,
+    "leftness": leftness,
+    "symmetry": symmetry,
+    "mood": mood,
+    "matching": matching,
 }

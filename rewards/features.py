@@ -1,4 +1,4 @@
-"""Image and text features of an open_clip model: what `clip_score` compares and the taste model learns from.
+"""Image and text features of an open_clip model, and statistics of pixels: what `clip_score` compares and the taste model learns from.
 
 Any model that open_clip loads: a folder with `open_clip_config.json`, safetensors and tokenizer files (as `data/clip/` is),
 `hf-hub:ORG/NAME`, or `ARCHITECTURE:TAG` as `open_clip.list_pretrained(as_str=True)` writes them. Weights are read from
@@ -19,6 +19,10 @@ from rewards.base import RewardError
 
 EMBEDDED = str(Path(__file__).resolve().parents[1] / "data" / "clip")
 BATCH = 32
+PIXEL_STATISTICS = (
+    *("red", "green", "blue", "contrast", "saturation", "edges"),
+    *("centre_x", "centre_y", "off_centre", "spread", "left_right_asymmetry", "up_down_asymmetry"),
+)
 REMEDY = "Give a folder with open_clip_config.json and safetensors, hf-hub:ORG/NAME, or ARCHITECTURE:TAG of open_clip."
 
 
@@ -53,6 +57,29 @@ class Features:
         batches = [different[start : start + BATCH] for start in range(0, len(different), BATCH)]
         read = _rows([self._model.encode_text(self._tokenize(batch).to(self._device), normalize=True) for batch in batches])
         return read[[different.index(prompt) for prompt in prompts]]
+
+
+def pixel_statistics(images: Sequence[Image.Image]) -> NDArray[np.float64]:
+    """(n, 12) of n pictures, what their pixels say at 64 x 64: PIXEL_STATISTICS, in units of 0..1 for colours and lengths.
+
+    For tastes in light, colour and composition, which features trained to tell what is in a picture leave out.
+    """
+    return np.array([_statistics(image) for image in images]).reshape(-1, len(PIXEL_STATISTICS))
+
+
+def _statistics(image: Image.Image) -> list[float]:
+    pixels = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX), dtype=np.float64) / 255  # (64, 64, 3)
+    light = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    most = pixels.max(axis=2)
+    saturation = np.divide(most - pixels.min(axis=2), most, out=np.zeros_like(most), where=most > 0)
+    edges = np.abs(np.diff(light, axis=0)).mean() + np.abs(np.diff(light, axis=1)).mean()
+    weight = np.abs(light - np.median(light)) + 1e-9  # what stands out
+    weight /= weight.sum()
+    y, x = (np.mgrid[:64, :64] + 0.5) / 64 - 0.5
+    centre_x, centre_y = (weight * x).sum(), (weight * y).sum()
+    spread = np.sqrt((weight * ((x - centre_x) ** 2 + (y - centre_y) ** 2)).sum())
+    mirrored = [np.abs(light - light[:, ::-1]).mean(), np.abs(light - light[::-1]).mean()]
+    return [*pixels.mean(axis=(0, 1)), light.std(), saturation.mean(), edges, centre_x, centre_y, np.hypot(centre_x, centre_y), spread, *mirrored]
 
 
 def shared_features(model: str = EMBEDDED, *, device: str = "cpu") -> Features:
