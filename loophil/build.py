@@ -24,6 +24,7 @@ from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
+TASTE_CLIP = "ViT-B-32:laion2b_s34b_b79k"  # what the taste model sees of a real model's pictures
 SIZE = "draw.size"  # the note of a run's picture size
 PICTURED_SEED = 42
 
@@ -104,6 +105,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         sampler=Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction),
         trainer=Trainer(policy, schedule, settings.learn, seed=settings.seed),
         score=scorer(settings, str(device)),
+        describe=describer(settings, str(device)),
         scheduler="DDIM",
         device=str(device),
         memory=lambda: device_memory(device),
@@ -130,6 +132,20 @@ def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], 
         return made
 
     return score
+
+
+def describer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str]], Sequence[NDArray[np.float64]]]:
+    """(images, prompts) -> what the taste model learns from: open_clip features of the pictures, their fit to the prompt, statistics of pixels."""
+    model = None if settings.model == "embedded" else TASTE_CLIP
+
+    def describe(images: Sequence[Image.Image], prompts: Sequence[str]) -> Sequence[NDArray[np.float64]]:
+        from rewards import features
+
+        clip = features.shared_features(model or features.EMBEDDED, device=device)
+        seen, meant = clip.images(images), clip.texts(prompts)
+        return seen, np.einsum("nd,nd->n", seen, meant)[:, None], features.pixel_statistics(images)
+
+    return describe
 
 
 def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, settings: Settings, prompts: Sequence[str]) -> Path:

@@ -27,7 +27,7 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 LIVE = frozenset(
     {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
     | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness")}
-    | {"learn.micro_batch"}
+    | {"learn.micro_batch", "learn.taste_weight"}
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
@@ -87,6 +87,9 @@ class Learn(Section):
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
     micro_batch: int = Field(8, ge=1, le=256, description="Images in one forward and backward; smaller needs less memory, the gradient is the same.")
     ema: float = Field(0.0, ge=0, lt=1, description="Moving average of the published adapter; 0 = off, the ratio is then 1 at the first step.")
+    taste_weight: float = Field(
+        1.0, ge=0, description="Weight in automatic rounds of what the ratings say of your taste, times how well it is understood."
+    )
     human_weight: float = Field(1.0, ge=0, description="Weight of the people's ratings in the advantage; 0 = reward models alone.")
 
 
@@ -94,7 +97,9 @@ class LoopKnobs(Section):
     """What the worker does when."""
 
     prefetch: int = Field(4, ge=1, le=16, description="Groups kept ready ahead of the person.")
-    auto_rounds_per_rating: float = Field(0.0, ge=0, le=16, description="Automatic rounds with the reward models for each rated group; 0 = none.")
+    auto_rounds_per_rating: float = Field(
+        0.0, ge=0, le=16, description="Most automatic rounds for each rated group, judged by your taste and the reward models; 0 = none."
+    )
     threaded: bool = Field(True, description="Work in a background thread; off = inside the call, for Spaces without a resident GPU.")
 
 

@@ -12,7 +12,7 @@ class Situation:
     asked       somebody waits for a group of their own;  present: somebody looks at the board;  ready, target: groups in stock, and wanted there
     learning    there are ratings or scores that no version has learned from, and it is not paused
     owed        seconds of updating to come before the next drawing, while learning; below 0 the drawing has its turn
-    resting     drawing or loading has just failed
+    resting     drawing or loading has just failed;  said: ratings that the taste was not learned from
     """
 
     loaded: bool = True
@@ -24,6 +24,7 @@ class Situation:
     ready: int = 0
     target: int = 4
     unscored: int = 0
+    said: bool = False
     strip_due: bool = False
     strip_late: bool = False
     auto_due: bool = False
@@ -33,6 +34,11 @@ class Situation:
         """Somebody waits for a drawing, and it is the drawing's turn."""
         waiting = self.asked or (self.present and not self.ready and not self.resting)
         return waiting and (self.owed < 0 or not self.learning)
+
+    @property
+    def quiet_work(self) -> str:
+        """What to do while nobody waits and nothing is to be learned, "" = nothing."""
+        return "taste" if self.said else "strip" if self.strip_due else "auto" if self.auto_due else ""
 
 
 def decide(s: Situation) -> str:
@@ -45,7 +51,5 @@ def decide(s: Situation) -> str:
         ("score", s.unscored > 0),
         ("update", s.learning and (s.owed >= 0 or s.ready >= s.target)),
         ("prefetch", s.ready < s.target),
-        ("strip", s.strip_due),
-        ("auto", s.auto_due),
     )
-    return next((work for work, due in order if due), "")
+    return next((work for work, due in order if due), s.quiet_work)

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loophil.config import Learn, Settings
-from loophil.errors import RunError
+from loophil.errors import ConfigError, LearningError, RunError
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
 from loophil.store import Store
-from loophil.types import DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
+from loophil.types import LESS_MEMORY, RETRY, DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
+from loophil.understanding import SCALE, TASTE, Understanding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from loophil.sampler import Sampler
     from loophil.trainer import Example, Trainer
 
+LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"  # names of jobs
 REPLAYED_GROUPS = 256
 RECENT_GROUPS = 64
 TRIES = 2  # of a rating whose update fails, each time with something new beside it
@@ -45,6 +47,7 @@ ADAPTER = "adapter.safetensors"
 CLOSED = "The program was closed during this update."
 NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
 
+Failure = tuple[str, tuple[str, ...]]  # a sentence, and what may help
 Scores = Mapping[str, tuple[NDArray[np.float64], str]]
 
 
@@ -53,12 +56,14 @@ class Engine:
     """What needs the device, made by the worker.
 
     score(images, prompts) -> {reward: (values, reason why some are missing)};  memory() -> (bytes in use, bytes in all), None without a GPU
+    describe(images, prompts) -> (k, d) of each kind of feature that the taste model learns from
     """
 
     policy: Policy
     sampler: Sampler
     trainer: Trainer
     score: Callable[[Sequence[Image.Image], Sequence[str]], Scores]
+    describe: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[NDArray[np.float64]]]
     scheduler: str
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
@@ -102,6 +107,11 @@ class Studio:
         for reward, (values, reason) in scores.items():
             self.store.add_scores(group.id, reward, values, reason)
         return {reward: reason for reward, (_, reason) in scores.items()}
+
+    def describe(self, engine: Engine, group: Group) -> Sequence[NDArray[np.float64]]:
+        """What the taste model learns from in one group: (k, d) of each kind of feature."""
+        images = [_read(self.store.images / ref.file) for ref in group.images]
+        return engine.describe(images, [group.prompt] * len(images))
 
     def picture(self, engine: Engine, prompt: str, seed: int, look: Look) -> Image.Image:
         """One picture by any version, at any LoRA strength, not kept."""
@@ -165,8 +175,9 @@ class Strip:
 class Learner:
     """Learns from what is in the store. `fresh`: there is something that was not tried in vain; `silent`: new groups that say nothing."""
 
-    def __init__(self, store: Store, settings: Settings, scales: Mapping[str, float]) -> None:
-        self.store, self.settings, self._scales = store, settings, scales
+    def __init__(self, store: Store, settings: Settings, scales: Mapping[str, float], understanding: Understanding) -> None:
+        self.store, self.settings, self.understanding = store, settings, understanding
+        self._scales = {**scales, TASTE: SCALE}
         self.fresh, self.silent = False, 0
         self._tries: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._clean: dict[str, Trajectory] = {}
@@ -238,8 +249,9 @@ class Learner:
         return version
 
     def _lessons(self, newest: int | None = None) -> list[Lesson]:
-        taught = self.store.learnable_groups(newest)
-        return lessons_of(taught, learn=self.learn, rewards=self.settings.rewards, scales=self._scales, version=self.current)
+        taught = [self.understanding.with_opinion(each) for each in self.store.learnable_groups(newest)]
+        rewards = {**self.settings.rewards, TASTE: self.learn.taste_weight * self.understanding.weight}
+        return lessons_of(taught, learn=self.learn, rewards=rewards, scales=self._scales, version=self.current)
 
     def _teaches(self, lesson: Lesson) -> bool:
         """Whether an objective in use can learn from it."""
@@ -274,6 +286,16 @@ class Learner:
         )
         engine.policy.refresh(weights, version.number)
         return version
+
+
+def failure(what: str, error: Exception) -> Failure:
+    """What failed and, where it is known, what helps. torch's own class is known by its name: this module does without torch."""
+    again = (RETRY,) if what in (LOADING, DRAWING, UPDATING) else ()
+    if type(error).__name__ == "OutOfMemoryError":
+        smaller = (LESS_MEMORY, *again) if what == UPDATING else again
+        return f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less.", smaller
+    sentence = str(error) or type(error).__name__
+    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}", again
 
 
 def _uses(lesson: Lesson, stats: UpdateStats) -> list[str]:

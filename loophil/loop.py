@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from PIL import Image
 
 from loophil.config import Settings
 from loophil.decide import Situation, decide
-from loophil.errors import ConfigError, InvalidInput, LearningError
-from loophil.jobs import Engine, Learner, Strip, Studio
+from loophil.errors import ConfigError, InvalidInput
+from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Failure, Learner, Strip, Studio, failure
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
-from loophil.types import LESS_MEMORY, RETRY, Group, Look, Status, UpdateStats, Version
+from loophil.types import Group, Look, Status, UpdateStats, Version
+from loophil.understanding import Understanding
 from loophil.worker import Job, Stopped, Worker, stop
 
 __all__ = ["Engine", "Loop"]
@@ -34,8 +36,7 @@ __all__ = ["Engine", "Loop"]
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
 REST_SECONDS = 10.0  # before drawing or loading is tried again
 MAX_WISHES = 20
-LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"
-Failure = tuple[str, tuple[str, ...]]  # a sentence, and what may help
+MOST_OWED = 8  # rated groups whose automatic rounds are made up for later
 
 
 class Loop:
@@ -55,7 +56,8 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
-        self.stock, self.studio, self.learner = Stock(clock), Studio(store, settings, prompts), Learner(store, settings, scales)
+        self.stock, self.studio, self.understanding = Stock(clock), Studio(store, settings, prompts), Understanding(store)
+        self.learner = Learner(store, settings, scales, self.understanding)
         self.strip = Strip(self.studio, clock)
         self._load, self._clock, self._lock = load, clock, threading.RLock()
         self._engine: Engine | None = None
@@ -63,6 +65,7 @@ class Loop:
         self._wishes: deque[Job] = deque()
         self._unscored: deque[Group] = deque()
         self._news = True  # ratings, scores or a version that the learner has not looked at
+        self._said = True  # ratings that the taste was not learned from
         self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
         self._owed = 0.0
         self._seen = self._rest_until = -math.inf
@@ -141,15 +144,16 @@ class Loop:
             if act > self._newest_act:  # not one that was sent again
                 self._newest_act = act
                 self._rated_at.append(self._clock())
-                self._auto_left += self.settings.loop.auto_rounds_per_rating
-        self._news = True
+                rounds = self.settings.loop.auto_rounds_per_rating
+                self._auto_left = min(self._auto_left + rounds, MOST_OWED * rounds)
+        self._news = self._said = True
         self._recount()
         self.worker.wake()
 
     def returned(self, group: Group, rater: str) -> None:
         """A rater took a rating back: the group is offered to them again, first of all."""
         self.stock.add(group, wanted=True, rater=rater)
-        self._news = True
+        self._news = self._said = True
         self._recount()
 
     def adjust(self, settings: Settings) -> Future[None]:
@@ -159,7 +163,7 @@ class Loop:
     def forgotten(self) -> None:
         """Somebody's ratings were deleted: what counts now is counted, and the last update no longer names them."""
         stats = [update.stats for update in self.store.updates() if update.status == "committed"]
-        self._news = True
+        self._news = self._said = True
         self._recount(last_update=stats[-1] if stats and self.status.last_update else {})
         self.worker.wake()
 
@@ -219,6 +223,7 @@ class Loop:
             "prefetch": (DRAWING, self._draw),
             "score": ("scoring", self._score),
             "update": (UPDATING, self._update),
+            "taste": ("learning your taste", self._understand),
             "strip": ("drawing the strip", lambda: self.strip.draw(self.engine)),
             "auto": ("automatic round", self._auto),
         }
@@ -241,7 +246,7 @@ class Loop:
         self._errors.pop(kind, None)
         if error is not None:
             self._news = True
-            self._errors[kind] = _failure(job.name, error)
+            self._errors[kind] = failure(job.name, error)
             if job.name in (LOADING, DRAWING):
                 hopeless = self._engine is None and isinstance(error, ConfigError)
                 self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
@@ -274,9 +279,10 @@ class Loop:
             # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
             target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
+            said=self._said,
             strip_due=present and self.strip.due,
             strip_late=present and self.strip.late,
-            auto_due=self._auto_left >= 1 and not self.status.paused and bool(self.settings.rewards),
+            auto_due=self._auto_left >= 1 and not self.status.paused and (bool(self.settings.rewards) or self.understanding.weight > 0),
         )
 
     def _load_engine(self) -> Engine:
@@ -317,6 +323,14 @@ class Loop:
         self._news = True
         self._tell(missing_rewards=missing)
 
+    def _understand(self) -> None:
+        """The taste model learns from what was rated since; whether automatic rounds may go on follows from it."""
+        self._said = False  # first: what is rated meanwhile is learned from again
+        self.understanding.look(partial(self.studio.describe, self.engine))
+        agreement = self.understanding.agreement
+        self._news = True
+        self._tell(agreement=agreement.share if agreement else None)
+
     def _auto(self) -> Group:
         """A group that no person sees, scored at once."""
         with self._lock:
@@ -324,6 +338,9 @@ class Loop:
         group = self._draw(offered=False, kind="auto")
         while self._unscored:
             self._score()
+        if self.understanding.weight:
+            self.understanding.judge(group, partial(self.studio.describe, self.engine))
+            self._news = True
         return group
 
     def _update(self) -> Generator[str, None, Version]:
@@ -370,13 +387,3 @@ class Loop:
         """Replaces the status as a whole."""
         with self._lock:
             self.status = replace(self.status, ready=len(self.stock), raters=self.stock.raters, time=time.time(), **changes)
-
-
-def _failure(what: str, error: Exception) -> Failure:
-    """What failed and, where it is known, what helps. torch's own class is known by its name: this module does without torch."""
-    again = (RETRY,) if what in (LOADING, DRAWING, UPDATING) else ()
-    if type(error).__name__ == "OutOfMemoryError":
-        smaller = (LESS_MEMORY, *again) if what == UPDATING else again
-        return f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less.", smaller
-    sentence = str(error) or type(error).__name__
-    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}", again

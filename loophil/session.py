@@ -23,6 +23,7 @@ from loophil.loop import Engine, Loop
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
 from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
+from loophil.taste import Agreement
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.worker import Stopped
 
@@ -160,6 +161,10 @@ class Session:
     def agreement(self, rater: str = DEFAULT_RATER) -> tuple[float, int] | None:
         """How well this rater agrees with themselves on groups that were shown twice: (share of pairs, groups); None = none was yet."""
         return self._repeats.agreement(rater)
+
+    def understanding(self) -> tuple[Agreement | None, str]:
+        """How often the taste model agrees with what people chose, None = nobody chose yet; and what follows from it, in a sentence."""
+        return self._loop.understanding.agreement, self._loop.understanding.sentence
 
     def curves(self) -> list[Mean]:
         """The mean of each source over what each version drew, oldest version first."""

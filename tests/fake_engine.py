@@ -91,6 +91,7 @@ class FakeEngine:
             sampler=cast("Any", self),
             trainer=cast("Any", self),
             score=self.score,
+            describe=self.describe,
             scheduler="DDIM",
             device="fake",
             memory=lambda: self.memory,
@@ -196,6 +197,10 @@ class FakeEngine:
         return UpdateStats(0.5, 1.0, 0.0, 0.0, 0.0, nan, 1.0, 1.0, 4 * len(lessons), silent, 3.0, {}, taught)
 
     # rewards
+
+    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Any]:
+        self._work("describe", 0.1)
+        return [np.array([np.asarray(image, dtype=float).mean(axis=(0, 1)) for image in images])]
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, tuple[Any, str]]:
         self._work("score", 0.5)

@@ -13,6 +13,7 @@ from loophil.jobs import STRIP_SEED, Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
 from loophil.store import Store, open_run
 from loophil.types import Act, DrawSettings, Group, Look, UpdateStats, Version
+from loophil.understanding import Understanding
 from tests.fake_engine import PROMPTS, FakeEngine, fake_settings
 
 STARS = (1.0, 2.0, 4.0, 5.0)
@@ -27,7 +28,7 @@ class Room:
         self.fake, self.store = FakeEngine(), store
         self.engine: Engine = self.fake.engine(print)
         self.studio = Studio(store, settings, PromptSource(PROMPTS, seed=0))
-        self.learner = Learner(store, settings, {})
+        self.learner = Learner(store, settings, {}, Understanding(store))
 
     def draw(self, stars: tuple[float, ...] = STARS) -> Group:
         group = self.studio.draw(self.engine, "", "person")

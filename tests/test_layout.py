@@ -34,6 +34,7 @@ STOREYS = {
     "loophil.export": 3,
     "loophil.policy": 2,
     "loophil.lessons": 2,
+    "loophil.understanding": 3,
     "loophil.taste": 2,
     "loophil.scheduler": 1,
     "loophil.mixing": 1,

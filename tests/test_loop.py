@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from loophil import loop as loop_module
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
-from loophil.loop import Loop
+from loophil.loop import MOST_OWED, Loop
 from loophil.session import Session
-from loophil.types import LESS_MEMORY, RETRY, Act, Group
+from loophil.types import LESS_MEMORY, RETRY, Act, Group, Lesson
+from loophil.understanding import FEWEST
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
 
 STARS = (1.0, 2.0, 4.0, 5.0)
@@ -108,6 +110,8 @@ def staged(runs: Path) -> Iterator[Staged]:
         (Situation(strip_due=True, learning=True), "update"),
         (Situation(strip_late=True, learning=True, unscored=1), "strip"),
         (Situation(ready=4, auto_due=True), "auto"),
+        (Situation(ready=4, said=True, strip_due=True, auto_due=True), "taste"),
+        (Situation(ready=3, said=True), "prefetch"),
         (Situation(target=0), ""),
     ],
 )
@@ -702,8 +706,7 @@ def test_automatic_rounds_follow_ratings_and_learn_from_the_rewards(staged: Stag
     assert stage.session.status().groups == 3
     stage.rate(stage.next())
     stage.run()
-    automatic = [lesson.group for lessons in stage.fake.updates for lesson in lessons if lesson.fresh and lesson.group.kind == "auto"]
-    assert len(automatic) == 2
+    assert len(automatic(stage)) == 2
     assert all(group.kind == "person" for group in stage.session.upcoming("ann", 20))
 
 
@@ -713,6 +716,68 @@ def test_without_rewards_there_are_no_automatic_rounds(staged: Staged) -> None:
     stage.rate(stage.next())
     stage.run()
     assert stage.session.status().groups == 4
+
+
+def brightest_first(stage: Stage, group: Group) -> tuple[float, ...]:
+    """Ranks, the brightest 4."""
+    values = [np.asarray(Image.open(stage.session.images / image.file)).mean() for image in group.images]
+    return tuple(float(rank) + 1 for rank in np.argsort(np.argsort(values)))
+
+
+def automatic(stage: Stage) -> list[Lesson]:
+    return [lesson for lessons in stage.fake.updates for lesson in lessons if lesson.fresh and lesson.group.kind == "auto"]
+
+
+def test_taste_that_is_understood_judges_automatic_rounds_and_no_other(staged: Staged) -> None:
+    stage = staged(auto_rounds_per_rating=1.0)
+    stage.run()
+    assert stage.session.understanding()[0] is None
+    for _ in range(FEWEST - 1):
+        group = stage.next()
+        stage.rate(group, brightest_first(stage, group))
+        stage.run()
+    assert automatic(stage) == []  # too few, however clear
+    for _ in range(12):
+        group = stage.next()
+        stage.rate(group, brightest_first(stage, group))
+        stage.run()
+    agreement, sentence = stage.session.understanding()
+    assert agreement is not None
+    assert agreement.share > 0.8
+    assert stage.session.status().agreement == agreement.share
+    assert "go on by themselves" in sentence
+    lessons = automatic(stage)
+    assert 12 <= len(lessons) <= 12 + MOST_OWED
+    for lesson in lessons[-3:]:
+        ranks = np.argsort(np.argsort(lesson.advantages)) + 1
+        assert np.corrcoef(ranks, brightest_first(stage, lesson.group))[0, 1] > 0.5
+        assert lesson.shares == {"taste": 1.0}
+    assert all("taste" not in lesson.shares for lessons in stage.fake.updates for lesson in lessons if lesson.group.kind == "person")
+
+
+def test_taste_that_may_be_luck_judges_nothing(staged: Staged) -> None:
+    stage, rng = staged(auto_rounds_per_rating=1.0), np.random.default_rng(0)
+    stage.run()
+    for _ in range(16):
+        stage.rate(stage.next(), tuple(float(star) for star in rng.permutation(4) + 1))
+        stage.run()
+    agreement, sentence = stage.session.understanding()
+    assert agreement is not None
+    assert not agreement.beyond_chance
+    assert "may be luck" in sentence
+    assert automatic(stage) == []
+
+
+def test_ratings_taken_back_take_the_taste_with_them(staged: Staged) -> None:
+    stage = staged()
+    stage.run()
+    stage.rate(stage.next())
+    stage.run()
+    assert stage.session.understanding()[0] is not None
+    stage.session.undo("ann")
+    stage.run()
+    assert stage.session.understanding()[0] is None
+    assert stage.session.status().agreement is None
 
 
 def test_rating_sent_again_earns_nothing(staged: Staged) -> None:

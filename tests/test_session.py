@@ -516,7 +516,15 @@ def tiny() -> Callable[..., Loop]:
             policy, schedule = Policy(pipeline, settings.lora, seed=0), DDIM.from_config(pipeline.scheduler.config)
             sampler = Sampler(policy, schedule, timestep_fraction=0.5)
             trainer = Trainer(policy, schedule, settings.learn, seed=0)
-            return Engine(policy=policy, sampler=sampler, trainer=trainer, score=lambda images, prompts: {}, scheduler="DDIM", device="cpu")
+            return Engine(
+                policy=policy,
+                sampler=sampler,
+                trainer=trainer,
+                score=lambda images, prompts: {},
+                describe=lambda images, prompts: [np.array([np.asarray(image).mean(axis=(0, 1)) for image in images])],
+                scheduler="DDIM",
+                device="cpu",
+            )
 
         return Loop(store, settings, prompts, load, {})
 

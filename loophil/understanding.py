@@ -1,0 +1,94 @@
+"""What the loop understands of the people's taste: a taste model on the run's ratings, how often it agrees with them, and what it thinks of pictures.
+
+It keeps pictures' features and asks the engine for those it does not have, so it lives in the worker's thread; all but `look` and `judge` only
+reads. What the taste is made of is in taste.py, when it is asked in loop.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loophil.store import Store, Taught
+from loophil.taste import Agreement, Choice, Taste
+from loophil.types import Group
+
+TASTE = "taste"  # its name among the sources of a reward
+SCALE = 1.0  # nominal spread of its scores among siblings, in logits
+FEWEST = 8  # choices before it is trusted, whatever they say
+CAUTION = 0.5  # standard deviations that a score lies below the mean: what it does not know it does not praise
+REMEMBERED = 128  # groups: the newest that were rated, and the newest automatic ones
+
+Array = NDArray[np.float64]
+Describe = Callable[[Group], Sequence[Array]]  # (k, d) of each kind of feature
+
+
+class Understanding:
+    """Of one run. `taste` and `agreement` are as of the last `look`; None = nobody has preferred anything yet."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._features: dict[str, Sequence[Array]] = {}
+        self._fitted: tuple[int, ...] = ()
+        self.taste = Taste.fit([])
+        self.agreement: Agreement | None = None
+
+    @property
+    def weight(self) -> float:
+        """How much it may say, 0..1: how far its agreement is beyond chance, 0 while that may be luck."""
+        agreement = self.agreement
+        trusted = agreement is not None and agreement.choices >= FEWEST and agreement.beyond_chance
+        return 2 * agreement.share - 1 if trusted and agreement else 0.0
+
+    @property
+    def sentence(self) -> str:
+        """Why it may teach, or why not."""
+        if self.agreement is None or self.agreement.choices < FEWEST:
+            return f"Automatic rounds begin once {FEWEST} groups with a preference are rated."
+        if not self.weight:
+            return "Automatic rounds have stopped: how well your taste is understood may be luck. Go on rating."
+        return "Automatic rounds go on by themselves while nobody waits."
+
+    def look(self, describe: Describe) -> None:
+        """Learns the taste anew, if ratings have come or gone."""
+        rated = [taught for taught in self._store.learnable_groups() if taught.ratings][-REMEMBERED:]
+        acts = tuple(act for taught in rated for act in taught.acts)
+        if acts == self._fitted:
+            return
+        self._features = {name: known for name, known in self._features.items() if name in self._kept(rated)}
+        choices = [choice for taught in rated for choice in self._choices(taught, describe)]
+        widths = [part.shape[1] for part in self._of(rated[0].group, describe)] if choices else []
+        self.taste = Taste.fit(choices, blocks=widths)
+        self.agreement = self.taste.agreement()
+        self._fitted = acts
+
+    def judge(self, group: Group, describe: Describe) -> None:
+        """Its opinion of a group becomes the group's scores."""
+        self._store.add_scores(group.id, TASTE, self._opinion(self._of(group, describe)))
+
+    def with_opinion(self, taught: Taught) -> Taught:
+        """What is known of a group, with what it thinks of it now instead of then."""
+        if TASTE in taught.scores and taught.group.id in self._features:
+            taught.scores[TASTE] = self._opinion(self._features[taught.group.id])
+        return taught
+
+    def _opinion(self, features: Sequence[Array]) -> Array:
+        mean, std = self.taste.compare(np.hstack(features))
+        opinion: Array = mean - CAUTION * std
+        return opinion
+
+    def _choices(self, taught: Taught, describe: Describe) -> list[Choice]:
+        features = np.hstack(self._of(taught.group, describe))
+        return [Choice(taught.group.id, rater, features, stars) for rater, stars in taught.ratings.items()]
+
+    def _of(self, group: Group, describe: Describe) -> Sequence[Array]:
+        if group.id not in self._features:
+            self._features[group.id] = describe(group)
+        return self._features[group.id]
+
+    def _kept(self, rated: Sequence[Taught]) -> set[str]:
+        """The groups whose features stay in memory."""
+        mine = {taught.group.id for taught in rated}
+        return mine | set([name for name in self._features if name not in mine][-REMEMBERED:])
