@@ -243,7 +243,7 @@ def test_raters_are_pooled_or_kept_apart() -> None:
 
 def test_leaving_a_group_out_is_a_fit_without_it() -> None:
     """The closed form against Newton's method on the likelihood without that group's choices, by both of its raters."""
-    said = choices(24, noise=1.0)
+    said = choices(8, noise=1.0)
     said += [Choice(c.group, "ben", c.features, c.stars[::-1].copy()) for c in said[:3]]
     fit = fitted(Taste.fit(said))
     stars = np.array([c.stars for c in said])
@@ -258,8 +258,8 @@ def test_leaving_a_group_out_is_a_fit_without_it() -> None:
         exact[n] = (fit.kernel @ without.alpha).reshape(len(said), -1)[n] @ fit.contrasts
     close, brute = np.concatenate([foretold[n] for n in exact]), np.concatenate(list(exact.values()))
     fitted_in = ((fit.kernel @ fit.alpha).reshape(len(said), -1) @ fit.contrasts).ravel()
-    assert np.abs(close - brute).max() < 0.25 * np.abs(fitted_in - brute).max()
-    assert np.abs(close - brute).mean() < 0.05 * brute.std()
+    assert np.abs(close - brute).max() < 0.1 * np.abs(fitted_in - brute).max()
+    assert np.abs(close - brute).mean() < 0.02 * brute.std()
 
 
 def test_agreement_is_what_it_says_on_groups_never_seen() -> None:
