@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from data.scenes import Scene, Style, Thing, render
 from rewards import REWARDS, RewardError, Scores, features, load, scale_of, score_safely
 from rewards.clip_score import ClipScore
-from rewards.features import Features, shared_features
+from rewards.features import PIXEL_STATISTICS, Features, pixel_statistics, shared_features
 from rewards.jpeg import Jpeg
 from rewards.scene_check import SceneCheck
 from tests.tiny import TOKENS, tiny_tokenizer
@@ -223,6 +223,21 @@ def test_equal_prompts_have_equal_features_in_the_order_given(clip: Path) -> Non
     rows = Features(str(clip)).texts(["a star", "a moon", "a star"])
     np.testing.assert_array_equal(rows[0], rows[2])
     assert np.abs(rows[0] - rows[1]).max() > 1e-3
+
+
+def test_pixel_statistics_say_what_their_names_say() -> None:
+    """Red on the left quarter of black: its centre is 3/8 left of the middle, half of the columns differ from their mirror image."""
+    pixels = np.zeros((128, 128, 3), dtype=np.uint8)
+    pixels[:, :32, 0] = 255
+    grey, picture = (dict(zip(PIXEL_STATISTICS, row, strict=True)) for row in pixel_statistics([GREY, Image.fromarray(pixels)]))
+    light = 0.299
+    assert (picture["red"], picture["green"], picture["saturation"]) == pytest.approx((0.25, 0, 0.25))
+    assert picture["contrast"] == pytest.approx(light * math.sqrt(0.25 * 0.75))
+    assert picture["edges"] == pytest.approx(light / 63)
+    assert (picture["centre_x"], picture["centre_y"], picture["off_centre"]) == pytest.approx((-3 / 8, 0, 3 / 8), abs=1e-6)
+    assert (picture["left_right_asymmetry"], picture["up_down_asymmetry"]) == pytest.approx((light / 2, 0))
+    assert (grey["red"], grey["contrast"], grey["off_centre"]) == pytest.approx((128 / 255, 0, 0), abs=1e-9)
+    assert pixel_statistics([]).shape == (0, len(PIXEL_STATISTICS))
 
 
 def test_nothing_has_no_features(clip: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import beta
 
 from bench.tastes import TASTES
 from loophil.errors import ConfigError
@@ -155,9 +156,9 @@ def test_an_unknown_score_counts_as_its_siblings_mean() -> None:
 
 
 def test_a_column_that_nobody_knows_or_that_never_differs_changes_nothing() -> None:
-    said, x = choices(10), choices(1, 5)[0].features
-    for filler in (NAN, 0.1):
-        wider = [Choice(c.group, c.rater, np.column_stack([c.features, np.full(4, filler)]), c.stars) for c in said]
+    said, x = choices(10, k=3), choices(1, 5)[0].features
+    for filler in (NAN, 0.1):  # the mean of three 0.1 is not 0.1
+        wider = [Choice(c.group, c.rater, np.column_stack([c.features, np.full(3, filler)]), c.stars) for c in said]
         mean, std = Taste.fit(wider).score(np.column_stack([x, [1e6, 0, NAN, 0]]))
         assert mean == pytest.approx(Taste.fit(said).score(x)[0])
         assert std == pytest.approx(Taste.fit(said).score(x)[1])
@@ -175,6 +176,13 @@ def test_a_block_that_tells_nothing_is_turned_down() -> None:
     fit = fitted(Taste.fit(said, blocks=(40, D)))
     linear_noise, _, linear_taste, _ = fit.variances
     assert linear_taste > 20 * linear_noise
+
+
+def test_a_block_that_never_differs_is_no_block() -> None:
+    said = [Choice(c.group, c.rater, np.column_stack([c.features, np.ones(4)]), c.stars) for c in choices(40)]
+    taste, x = Taste.fit(said, blocks=(D, 1)), choices(1, 5)[0].features
+    assert taste.compare(np.column_stack([x, [1, 2, 3, 4]]))[0] == pytest.approx(taste.compare(np.column_stack([x, [4, 3, 2, 1]]))[0])
+    assert np.isfinite(fitted(taste).variances).all()
 
 
 def test_doubt_falls_with_every_choice() -> None:
@@ -235,7 +243,7 @@ def test_raters_are_pooled_or_kept_apart() -> None:
 
 def test_leaving_a_group_out_is_a_fit_without_it() -> None:
     """The closed form against Newton's method on the likelihood without that group's choices, by both of its raters."""
-    said = choices(24, noise=1.0)
+    said = choices(8, noise=1.0)
     said += [Choice(c.group, "ben", c.features, c.stars[::-1].copy()) for c in said[:3]]
     fit = fitted(Taste.fit(said))
     stars = np.array([c.stars for c in said])
@@ -250,8 +258,8 @@ def test_leaving_a_group_out_is_a_fit_without_it() -> None:
         exact[n] = (fit.kernel @ without.alpha).reshape(len(said), -1)[n] @ fit.contrasts
     close, brute = np.concatenate([foretold[n] for n in exact]), np.concatenate(list(exact.values()))
     fitted_in = ((fit.kernel @ fit.alpha).reshape(len(said), -1) @ fit.contrasts).ravel()
-    assert np.abs(close - brute).max() < 0.25 * np.abs(fitted_in - brute).max()
-    assert np.abs(close - brute).mean() < 0.05 * brute.std()
+    assert np.abs(close - brute).max() < 0.1 * np.abs(fitted_in - brute).max()
+    assert np.abs(close - brute).mean() < 0.02 * brute.std()
 
 
 def test_agreement_is_what_it_says_on_groups_never_seen() -> None:
@@ -287,7 +295,11 @@ def test_pairs_of_one_group_count_less_than_as_many_groups() -> None:
     grouped = interval(np.repeat([6.0, 0.0], [30, 10]), np.full(40, 6.0))
     mixed = interval(np.repeat([5.0, 4.0], [20, 20]), np.full(40, 6.0))
     assert grouped == pytest.approx(alone)  # all pairs of a group alike: one piece of news each
-    assert mixed[1] - mixed[0] < grouped[1] - grouped[0]
+    # more alike between groups than by chance: still no more than 2 of 6 pairs count, (1.96 / 2.0227)^2 of 80
+    effective = 80 * (1.96 / 2.0227) ** 2
+    assert mixed == pytest.approx(
+        beta.ppf([0.025, 0.975], [0.75 * effective, 0.75 * effective + 1], [0.25 * effective + 1, 0.25 * effective]), abs=1e-4
+    )
     assert alone[0] < 0.75 < alone[1]
 
 
