@@ -34,7 +34,7 @@ from data.stages import Stage, timed
 HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
 LOOK_EVERY = 500  # steps, for pictures on the way
-BATCH = {"vae": 48, "unet": 64, "clip": 64}
+BATCH = {"vae": 48, "unet": 64, "clip": 128}
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
 DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
 
