@@ -164,7 +164,8 @@ class Session:
 
     def understanding(self) -> tuple[Agreement | None, str]:
         """How often the taste model agrees with what people chose, None = nobody chose yet; and what follows from it, in a sentence."""
-        return self._loop.understanding.agreement, self._loop.understanding.sentence
+        rounds = self.settings.loop.auto_rounds_per_rating > 0 and self.settings.learn.taste_weight > 0
+        return self._loop.understanding.agreement, self._loop.understanding.sentence if rounds else ""
 
     def curves(self) -> list[Mean]:
         """The mean of each source over what each version drew, oldest version first."""

@@ -19,6 +19,7 @@ from loophil.blind import Question
 from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
 from loophil.store import RunInfo, Update
+from loophil.taste import Agreement
 from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 
 FORMATS = ("diffusers", "peft", "kohya")
@@ -63,6 +64,7 @@ class FakeSession:
             self.knobs = Settings(rewards={"jpeg": 0.5})
             self.no_signal = 0
             self.agreed: tuple[float, int] | None = None
+            self.understood: Agreement | None = None
             self.run = "first"
             self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
@@ -287,6 +289,9 @@ class FakeSession:
 
     def agreement(self, rater: str = "") -> tuple[float, int] | None:
         return self.agreed
+
+    def understanding(self) -> tuple[Agreement | None, str]:
+        return self.understood, "Automatic rounds go on by themselves while nobody waits." if self.understood else ""
 
     def curves(self) -> list[Mean]:
         return [Mean(v.number, source, 3 + v.number / 10, 4) for v in self.published for source in ("jpeg", "stars")]

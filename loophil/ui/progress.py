@@ -1,5 +1,6 @@
 """What the Progress tab gets: does it learn, in words and in pictures, and what each update did."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,11 +30,14 @@ class Progress(Handlers):
             for version, drawn in strip.items()
         ]
         updates, agreement = self.session.updates(), self.session.agreement(self.rater(request, sent_with(event)))
+        taste, rounds = self.session.understanding()
         return {
             "prompts": prompts,
             "rows": [row for row in rows[:1] if len(rows) > ROWS] + rows[-ROWS:],
             "verdicts": [answers.verdict(tally) for tally in reversed(self.session.tallies())],
             "agreement": {"share": agreement[0], "groups": agreement[1]} if agreement else None,
+            "taste": dataclasses.asdict(taste) if taste else None,
+            "rounds": rounds,
             "curves": curves(self.session.curves()),
             "log": [answers.update_line(update) for update in updates[-LINES:]],
             "current": self.session.status().policy_version,

@@ -14,7 +14,7 @@ function changed(part, value) {
   return true;
 }
 
-function paintVerdict({ verdicts, current, agreement }) {
+function paintVerdict({ verdicts, current, agreement, taste, rounds }) {
   const newest = verdicts[0];
   const none = current === 0 ? 'Nothing was learned yet.' : 'Nobody has taken the blind test yet.';
   say('.verdict', newest ? `${verdictWords(newest)}.` : none);
@@ -23,7 +23,9 @@ function paintVerdict({ verdicts, current, agreement }) {
   const made = status ? `${count(status.ratings, 'rated image')} so far, ${count(status.updates, 'update')}.` : '';
   const other = newest && newest.version !== current ? `v${current} is in use and was not tested yet.` : '';
   const self = agreement ? `Shown ${count(agreement.groups, 'group')} twice, you put ${percent(agreement.share)}% of the pairs in the same order.` : '';
-  say('.facts', [made, other, self].filter(Boolean).join(' '));
+  say('.facts', [made, other].filter(Boolean).join(' '));
+  const understood = taste ? `Understands your taste: foretells ${percent(taste.share)}% (${percent(taste.low)} to ${percent(taste.high)}) of the pairs in the last ${count(taste.choices, 'choice')}.` : '';
+  say('.taste', [understood, self, rounds].filter(Boolean).join(' '));
 }
 
 // Pictures never change: one that is there already is only moved.
