@@ -24,7 +24,6 @@ from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
-TASTE_CLIP = "ViT-B-32:laion2b_s34b_b79k"  # what the taste model sees of a real model's pictures
 SIZE = "draw.size"  # the note of a run's picture size
 PICTURED_SEED = 42
 
@@ -135,15 +134,21 @@ def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], 
 
 
 def describer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str]], Sequence[NDArray[np.float64]]]:
-    """(images, prompts) -> what the taste model learns from: open_clip features of the pictures, their fit to the prompt, statistics of pixels."""
-    model = None if settings.model == "embedded" else TASTE_CLIP
+    """(images, prompts) -> what the taste model learns from: statistics of pixels, open_clip features of the pictures, their fit to the prompt.
+
+    Nothing is downloaded that nobody asked for: of another model than the embedded one, the statistics alone, unless an open_clip model is named.
+    """
 
     def describe(images: Sequence[Image.Image], prompts: Sequence[str]) -> Sequence[NDArray[np.float64]]:
         from rewards import features
 
-        clip = features.shared_features(model or features.EMBEDDED, device=device)
+        statistics = features.pixel_statistics(images)
+        model = settings.learn.taste_clip or (features.EMBEDDED if settings.model == "embedded" else "")
+        if not model:
+            return (statistics,)
+        clip = features.shared_features(model, device=device)
         seen, meant = clip.images(images), clip.texts(prompts)
-        return seen, np.einsum("nd,nd->n", seen, meant)[:, None], features.pixel_statistics(images)
+        return statistics, seen, np.einsum("nd,nd->n", seen, meant)[:, None]
 
     return describe
 

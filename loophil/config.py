@@ -90,6 +90,11 @@ class Learn(Section):
     taste_weight: float = Field(
         1.0, ge=0, description="Weight in automatic rounds of what the ratings say of your taste, times how well it is understood."
     )
+    taste_clip: str = Field(
+        "",
+        description="The open_clip model (folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG) by which your taste is learned, besides statistics of pixels; "
+        "empty = data/clip for the embedded model, none for others.",
+    )
     human_weight: float = Field(1.0, ge=0, description="Weight of the people's ratings in the advantage; 0 = reward models alone.")
 
 

@@ -25,6 +25,7 @@ from loophil.repeats import Repeats
 from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
 from loophil.taste import Agreement
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
+from loophil.understanding import TASTE
 from loophil.worker import Stopped
 
 FORMATS = ("diffusers", "peft", "kohya")
@@ -168,8 +169,8 @@ class Session:
         return self._loop.understanding.agreement, self._loop.understanding.sentence if rounds else ""
 
     def curves(self) -> list[Mean]:
-        """The mean of each source over what each version drew, oldest version first."""
-        return self._store.means()
+        """The mean of each source over what each version drew, oldest version first. The taste's opinion is of siblings, and has no mean."""
+        return [mean for mean in self._store.means() if mean.source != TASTE]
 
     def ratings_file(self, format: str) -> str:
         """Everything that was ever rated, as the text of a "csv" or "jsonl" file."""
