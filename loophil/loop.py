@@ -27,6 +27,7 @@ from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
 from loophil.types import LESS_MEMORY, RETRY, Group, Look, Status, UpdateStats, Version
+from loophil.unscored import Unscored
 from loophil.worker import Job, Stopped, Worker, stop
 
 __all__ = ["Engine", "Loop"]
@@ -61,8 +62,9 @@ class Loop:
         self._engine: Engine | None = None
         self._closed = False
         self._wishes: deque[Job] = deque()
-        self._unscored: deque[Group] = deque()
+        self._unscored = Unscored(clock)
         self._news = True  # ratings, scores or a version that the learner has not looked at
+        self._hurry = False  # what is missing is asked for at once
         self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
         self._owed = 0.0
         self._seen = self._rest_until = -math.inf
@@ -92,7 +94,8 @@ class Loop:
             self.stock.add(group)
         if self.settings.rewards:
             untaught = [taught.group for taught in self.store.learnable_groups() if taught.fresh]
-            self._unscored.extend(self.studio.unscored([*unrated, *untaught]))
+            for group in (group for group in (*unrated, *untaught) if self.studio.missing(group)):
+                self._unscored.add(group)
         self._recount()
         self.worker.start()
 
@@ -187,7 +190,7 @@ class Loop:
     def retry(self) -> None:
         """Tries again what has failed, at once."""
         self.learner.forgive()
-        self._rest_until, self._news = -math.inf, True
+        self._hurry, self._rest_until, self._news = True, -math.inf, True
         self.worker.wake()
 
     def pause(self, paused: bool) -> None:
@@ -212,6 +215,9 @@ class Loop:
             self._news = False  # first: what comes in meanwhile is looked at again
             self.learner.look()
             self._recount()
+        if self._hurry:
+            self._hurry = False
+            self._unscored.hurry()
         if not self.learner.fresh:
             self._owed = 0.0
         jobs: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -274,6 +280,7 @@ class Loop:
             # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
             target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
+            again_due=self._unscored.again_due,
             strip_due=present and self.strip.due,
             strip_late=present and self.strip.late,
             auto_due=self._auto_left >= 1 and not self.status.paused and bool(self.settings.rewards),
@@ -302,7 +309,7 @@ class Loop:
         if offered:
             self.stock.add(group, wanted=wanted)
         if self.settings.rewards:
-            self._unscored.append(group)
+            self._unscored.add(group)
         spent = self._clock() - began
         self._seconds["draw"] += 0.3 * (spent - self._seconds["draw"])
         price = max(spent, self._seconds["update"])  # at least half of the time is the learner's, and it keeps up with what is drawn
@@ -311,8 +318,17 @@ class Loop:
         return group
 
     def _score(self) -> None:
-        """One group; a reward that fails is missing, with its reason in the status."""
-        said = self.studio.score(self.engine, self._unscored.popleft())
+        """One group; a reward that fails is missing, with its reason in the status, and asked for this group again later."""
+        question = self._unscored.next()
+        if question is None:
+            return
+        began, failed = self._clock(), True
+        try:
+            said = self.studio.score(self.engine, question.group)
+            failed = any(said.values())
+        finally:
+            if failed:
+                self._unscored.missing(question, self._clock() - began)
         missing = {reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason}
         self._news = True
         self._tell(missing_rewards=missing)
@@ -351,6 +367,7 @@ class Loop:
         self._news = True
         for group_id in self.stock.withdraw(version.number - self.settings.learn.max_staleness):
             self.store.drop_group(group_id)
+            self._unscored.forget(group_id)
         changes: dict[str, Any] = {"policy_version": version.number, "version_created": version.created}
         if stats is not None:
             numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(stats).items()}

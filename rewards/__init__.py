@@ -10,8 +10,9 @@ gigabyte of them. So a name is checked, and its scale known, at once.
 from collections.abc import Callable
 
 from rewards.base import Reward, RewardError, Scores, score_safely
+from rewards.guard import Guard
 
-__all__ = ["REWARDS", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
+__all__ = ["REWARDS", "Guard", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
 
 
 def _clip_score(device: str) -> Reward:
@@ -26,13 +27,24 @@ def _jpeg(_device: str) -> Reward:
     return Jpeg()
 
 
+def _jpeg_incompressible(_device: str) -> Reward:
+    from rewards.jpeg import Jpeg
+
+    return Jpeg(sign=1, name="jpeg_incompressible")
+
+
 def _scene_check(_device: str) -> Reward:
     from rewards.scene_check import SceneCheck
 
     return SceneCheck()
 
 
-REWARDS: dict[str, Callable[[str], Reward]] = {"clip_score": _clip_score, "jpeg": _jpeg, "scene_check": _scene_check}
+REWARDS: dict[str, Callable[[str], Reward]] = {
+    "clip_score": _clip_score,
+    "jpeg": _jpeg,
+    "jpeg_incompressible": _jpeg_incompressible,
+    "scene_check": _scene_check,
+}
 
 
 def load(name: str, *, device: str = "cpu") -> Reward:

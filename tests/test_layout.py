@@ -40,6 +40,7 @@ STOREYS = {
     "loophil.families": 1,
     "loophil.prompts": 1,
     "loophil.stock": 1,
+    "loophil.unscored": 1,
     "loophil.store": 1,
     "loophil.decide": 0,
     "loophil.advantages": 0,
