@@ -64,7 +64,6 @@ class Loop:
         self._wishes: deque[Job] = deque()
         self._unscored = Unscored(clock)
         self._news = True  # ratings, scores or a version that the learner has not looked at
-        self._hurry = False  # what is missing is asked for at once
         self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
         self._owed = 0.0
         self._seen = self._rest_until = -math.inf
@@ -190,7 +189,8 @@ class Loop:
     def retry(self) -> None:
         """Tries again what has failed, at once."""
         self.learner.forgive()
-        self._hurry, self._rest_until, self._news = True, -math.inf, True
+        self._unscored.hurry()
+        self._rest_until, self._news = -math.inf, True
         self.worker.wake()
 
     def pause(self, paused: bool) -> None:
@@ -215,9 +215,6 @@ class Loop:
             self._news = False  # first: what comes in meanwhile is looked at again
             self.learner.look()
             self._recount()
-        if self._hurry:
-            self._hurry = False
-            self._unscored.hurry()
         if not self.learner.fresh:
             self._owed = 0.0
         jobs: dict[str, tuple[str, Callable[[], Any]]] = {

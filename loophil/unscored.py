@@ -19,15 +19,16 @@ KEPT = 256  # groups with missing scores; of more, the oldest are left as they a
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A group to be scored, not before `due`, for the `tries`-th time after the first."""
+    """A group to be scored, not before `due`, for the `tries`-th time after the first; `since`: the moment of the last."""
 
     group: Group
     tries: int = 0
+    since: float = -math.inf
     due: float = -math.inf
 
 
 class Unscored:
-    """The groups to score next. Only for the worker's thread. `len()`: how many are new.
+    """The groups to score next. For the worker's thread, save `hurry`. `len()`: how many are new.
 
     clock: monotonic seconds
     """
@@ -36,7 +37,7 @@ class Unscored:
         self._clock = clock
         self._new: deque[Question] = deque()
         self._again: deque[Question] = deque(maxlen=KEPT)
-        self._quiet_until = -math.inf
+        self._quiet_until = self._hurried = -math.inf
 
     def __len__(self) -> int:
         return len(self._new)
@@ -64,11 +65,11 @@ class Unscored:
         now = self._clock()
         self._quiet_until = now + seconds
         if question.tries < len(WAITS):
-            self._again.append(Question(question.group, question.tries + 1, now + WAITS[question.tries]))
+            self._again.append(Question(question.group, question.tries + 1, now, now + WAITS[question.tries]))
 
     def hurry(self) -> None:
         """All that are to be asked for again are due."""
-        self._again = deque((Question(question.group, question.tries) for question in self._again), maxlen=KEPT)
+        self._hurried = self._clock()
 
     def forget(self, group_id: str) -> None:
         """A group that was dropped."""
@@ -79,4 +80,4 @@ class Unscored:
         now = self._clock()
         if now < self._quiet_until:
             return None
-        return next((question for question in self._again if question.due <= now), None)
+        return next((question for question in self._again if question.due <= now or question.since < self._hurried), None)

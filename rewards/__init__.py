@@ -15,10 +15,28 @@ from rewards.guard import Guard
 __all__ = ["REWARDS", "Guard", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
 
 
+def _aesthetic(device: str) -> Reward:
+    from rewards.aesthetic import Aesthetic
+
+    return Aesthetic(device=device)
+
+
 def _clip_score(device: str) -> Reward:
     from rewards.clip_score import ClipScore
 
     return ClipScore(device=device)
+
+
+def _hpsv2(device: str) -> Reward:
+    from rewards.hpsv2 import HPSv2
+
+    return HPSv2(device=device)
+
+
+def _imagereward(device: str) -> Reward:
+    from rewards.imagereward import ImageReward
+
+    return ImageReward(device=device)
 
 
 def _jpeg(_device: str) -> Reward:
@@ -33,17 +51,34 @@ def _jpeg_incompressible(_device: str) -> Reward:
     return Jpeg(sign=1, name="jpeg_incompressible")
 
 
+def _pickscore(device: str) -> Reward:
+    from rewards.pickscore import PickScore
+
+    return PickScore(device=device)
+
+
 def _scene_check(_device: str) -> Reward:
     from rewards.scene_check import SceneCheck
 
     return SceneCheck()
 
 
+def _vqa(device: str) -> Reward:
+    from rewards.vqa import VQA
+
+    return VQA(device=device)
+
+
 REWARDS: dict[str, Callable[[str], Reward]] = {
+    "aesthetic": _aesthetic,
     "clip_score": _clip_score,
+    "hpsv2": _hpsv2,
+    "imagereward": _imagereward,
     "jpeg": _jpeg,
     "jpeg_incompressible": _jpeg_incompressible,
+    "pickscore": _pickscore,
     "scene_check": _scene_check,
+    "vqa": _vqa,
 }
 
 

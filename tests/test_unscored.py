@@ -87,11 +87,13 @@ def test_of_too_many_the_oldest_are_left_as_they_are() -> None:
 
 
 def test_all_can_be_made_due_and_a_dropped_group_is_forgotten() -> None:
-    unscored = Unscored(Clock())
+    clock = Clock()
+    unscored = Unscored(clock)
     for name in "abc":
         unscored.add(group(name))
     unscored.missing(taken(unscored), 0.0)
     unscored.missing(taken(unscored), 0.0)
+    clock.now = 1.0
     unscored.hurry()
     unscored.forget("a")
     unscored.forget("c")
