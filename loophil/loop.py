@@ -319,16 +319,14 @@ class Loop:
         question = self._unscored.next()
         if question is None:
             return
-        began, failed = self._clock(), True
+        began, missing = self._clock(), True
         try:
             said = self.studio.score(self.engine, question.group)
-            failed = any(said.values())
+            missing = any(said.values())
         finally:
-            if failed:
-                self._unscored.missing(question, self._clock() - began)
-        missing = {reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason}
+            self._unscored.asked(question, self._clock() - began, missing=missing)
         self._news = True
-        self._tell(missing_rewards=missing)
+        self._tell(missing_rewards={reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason})
 
     def _auto(self) -> Group:
         """A group that no person sees, scored at once."""

@@ -60,11 +60,12 @@ class Unscored:
         """Whether a group is to be asked for again now."""
         return self._due() is not None
 
-    def missing(self, question: Question, seconds: float) -> None:
-        """Some of its scores are missing after `seconds` of asking: it comes back later, unless it has come back often enough."""
+    def asked(self, question: Question, seconds: float, *, missing: bool) -> None:
+        """What became of it in `seconds`: with scores missing it comes back later, unless it has come back often enough."""
         now = self._clock()
-        self._quiet_until = now + seconds
-        if question.tries < len(WAITS):
+        if missing or question.tries:
+            self._quiet_until = now + seconds
+        if missing and question.tries < len(WAITS):
             self._again.append(Question(question.group, question.tries + 1, now, now + WAITS[question.tries]))
 
     def hurry(self) -> None:
@@ -80,4 +81,4 @@ class Unscored:
         now = self._clock()
         if now < self._quiet_until:
             return None
-        return next((question for question in self._again if question.due <= now or question.since < self._hurried), None)
+        return next((question for question in self._again if question.due <= now or question.since <= self._hurried), None)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from rewards.base import Scores
@@ -39,7 +38,7 @@ class Aesthetic:
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
         clip, head = self._loaded
-        return Scores(head(clip.images(images)).double().cpu().numpy().astype(np.float64))
+        return Scores(head(clip.images(images)).double().cpu().numpy())
 
     @cached_property
     def _loaded(self) -> "tuple[HubClip, LinearHead]":

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from rewards.base import Scores
@@ -44,7 +43,7 @@ class HPSv2:
                 seen = model.encode_image(pixels.to(self.device, precision(self.device)), normalize=True).float()
                 meant = model.encode_text(tokenize(list(prompts[start : start + BATCH])).to(self.device), normalize=True).float()
                 cosines.append((seen * meant).sum(-1))
-        return Scores(torch.cat(cosines).double().cpu().numpy().astype(np.float64))
+        return Scores(torch.cat(cosines).double().cpu().numpy())
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any]:

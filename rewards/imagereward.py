@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from rewards.base import RewardError, Scores
@@ -62,7 +61,7 @@ class ImageReward:
                 tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=LONGEST, return_tensors="pt").to(self.device)
                 read = text(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], encoder_hidden_states=seen).last_hidden_state
                 rewards.append(head(read[:, 0].float()))
-        return Scores((torch.cat(rewards).double().cpu().numpy().astype(np.float64) - MEAN) / STD)
+        return Scores((torch.cat(rewards).double().cpu().numpy() - MEAN) / STD)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from rewards.base import Scores
@@ -35,7 +34,7 @@ class PickScore:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
         clip = self._loaded
         cosine = (clip.images(images) * clip.texts(prompts)).sum(-1)  # (n,)
-        return Scores(clip.logit_scale * cosine.double().cpu().numpy().astype(np.float64))
+        return Scores(clip.logit_scale * cosine.double().cpu().numpy())
 
     @cached_property
     def _loaded(self) -> "HubClip":

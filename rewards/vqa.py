@@ -8,17 +8,15 @@ and the weights are BLIP's `blip-vqa-base` (BSD-3-Clause) as transformers has th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from rewards.base import Scores
 from rewards.questions import questions
 from rewards.weights import BATCH, Source
-
-if TYPE_CHECKING:
-    import torch
 
 MODEL = Source("Salesforce/blip-vqa-base", "787b3d35d57e49572baabd22884b3d5a05acf072")
 LONGEST = 35  # tokens of a question, as BLIP was trained
@@ -43,7 +41,7 @@ class VQA:
             np.multiply.at(values, [i for i, _ in batch], of_yes)
         return Scores(values)
 
-    def _yes(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    def _yes(self, images: Sequence[Image.Image], texts: Sequence[str]) -> NDArray[np.float64]:
         """(b,) probabilities of yes, against no."""
         import torch
 
@@ -60,8 +58,8 @@ class VQA:
             read = model.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
             begun = torch.full((len(texts), 1), start, device=self.device)
             said = model.text_decoder(input_ids=begun, encoder_hidden_states=read, encoder_attention_mask=mask).logits[:, 0]  # (b, vocabulary)
-            of_yes: torch.Tensor = said[:, answers].float().softmax(-1)[:, 0]
-        return of_yes.double().cpu().numpy()
+            of_yes = said[:, answers].float().softmax(-1)[:, 0]
+        return np.asarray(of_yes.cpu(), dtype=np.float64)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, list[int]]:

@@ -36,7 +36,7 @@ def test_new_groups_come_first_and_in_order() -> None:
     clock = Clock()
     unscored = Unscored(clock)
     unscored.add(group("late"))
-    unscored.missing(taken(unscored), 0.0)
+    unscored.asked(taken(unscored), 0.0, missing=True)
     clock.now = WAITS[0]
     for name in "ab":
         unscored.add(group(name))
@@ -50,12 +50,12 @@ def test_a_group_comes_back_after_each_wait_and_then_no_more() -> None:
     unscored = Unscored(clock)
     unscored.add(group("a"))
     for wait in WAITS:
-        unscored.missing(taken(unscored), 0.0)
+        unscored.asked(taken(unscored), 0.0, missing=True)
         clock.now += wait - 1
         assert not unscored.again_due
         clock.now += 1
         assert unscored.again_due
-    unscored.missing(taken(unscored), 0.0)
+    unscored.asked(taken(unscored), 0.0, missing=True)
     clock.now += 1e9
     assert unscored.next() is None
 
@@ -66,13 +66,22 @@ def test_asking_again_takes_at_most_half_of_the_time() -> None:
     for name in "ab":
         unscored.add(group(name))
     for _ in "ab":
-        unscored.missing(taken(unscored), 0.0)
+        unscored.asked(taken(unscored), 0.0, missing=True)
     clock.now = WAITS[0]
-    unscored.missing(taken(unscored), 60.0)  # a reward hung for a minute
+    unscored.asked(taken(unscored), 60.0, missing=True)  # a reward hung for a minute
     clock.now += 59
     assert unscored.next() is None
     clock.now += 1
     assert taken(unscored).group.id == "b"
+
+
+def test_a_group_with_all_its_scores_does_not_come_back() -> None:
+    clock = Clock()
+    unscored = Unscored(clock)
+    unscored.add(group("a"))
+    unscored.asked(taken(unscored), 1.0, missing=False)
+    clock.now += 1e9
+    assert unscored.next() is None
 
 
 def test_of_too_many_the_oldest_are_left_as_they_are() -> None:
@@ -81,7 +90,7 @@ def test_of_too_many_the_oldest_are_left_as_they_are() -> None:
     for number in range(KEPT + 1):
         unscored.add(group(str(number)))
     for _ in range(KEPT + 1):
-        unscored.missing(taken(unscored), 0.0)
+        unscored.asked(taken(unscored), 0.0, missing=True)
     clock.now = WAITS[0]
     assert taken(unscored).group.id == "1"
 
@@ -91,8 +100,8 @@ def test_all_can_be_made_due_and_a_dropped_group_is_forgotten() -> None:
     unscored = Unscored(clock)
     for name in "abc":
         unscored.add(group(name))
-    unscored.missing(taken(unscored), 0.0)
-    unscored.missing(taken(unscored), 0.0)
+    unscored.asked(taken(unscored), 0.0, missing=True)
+    unscored.asked(taken(unscored), 0.0, missing=True)
     clock.now = 1.0
     unscored.hurry()
     unscored.forget("a")
