@@ -50,7 +50,10 @@ class Source:
 
     def model_in_half(self, kind: Any, device: str) -> Any:
         """A model of transformers from safetensors, on the device, in the precision that belongs to it, for evaluation only."""
-        return self.pretrained(kind, use_safetensors=True, dtype=precision(device)).to(device).eval().requires_grad_(False)
+        model, found = self.pretrained(kind, use_safetensors=True, dtype=precision(device), output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):  # transformers would make them up
+            raise RewardError(f"The model '{self.model}' has no weights for {missing[0]} and {len(missing) - 1} more: it is another kind of model.")
+        return model.to(device).eval().requires_grad_(False)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
