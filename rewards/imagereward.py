@@ -67,7 +67,7 @@ class ImageReward:
     def _loaded(self) -> tuple[Any, Any, Any, Any, Any]:
         """(image encoder, text encoder, head, picture -> (3, H, W), tokenizer)."""
         from torchvision import transforms
-        from transformers import AutoTokenizer
+        from transformers import BertTokenizer
 
         from rewards.head import LinearHead
 
@@ -83,7 +83,7 @@ class ImageReward:
             ]
         )
         vision, text = (model.to(self.device, precision(self.device)).eval().requires_grad_(False) for model in (vision, text))
-        return vision, text, LinearHead(_part(weights, "mlp."), self.device), preprocess, self.tokenizer.pretrained(AutoTokenizer)
+        return vision, text, LinearHead(_part(weights, "mlp."), self.device), preprocess, self.tokenizer.pretrained(BertTokenizer)
 
 
 def _part(weights: "Mapping[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":

@@ -32,40 +32,42 @@ class VQA:
     scale: float = 0.2
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
-        asked = [(i, question) for i, prompt in enumerate(prompts) for question in questions(prompt)]
         values = np.full(len(images), np.nan)
-        values[[i for i, _ in asked]] = 1.0
-        for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
-            of_yes = self._yes([images[i] for i, _ in batch], [question for _, question in batch])
-            np.multiply.at(values, [i for i, _ in batch], of_yes)
+        asked: dict[int, list[tuple[int, list[int]]]] = {}  # number of tokens -> [(picture, tokens)]
+        for i, prompt in enumerate(prompts):
+            for question in questions(prompt):
+                values[i] = 1.0
+                tokens = self._loaded[2](question, truncation=True, max_length=LONGEST)["input_ids"]
+                asked.setdefault(len(tokens), []).append((i, tokens))
+        for alike in asked.values():  # of one length: transformers' BLIP does not mask what a question is filled up with
+            for start in range(0, len(alike), BATCH):
+                which, tokens = zip(*alike[start : start + BATCH], strict=True)
+                np.multiply.at(values, list(which), self._yes([images[i] for i in which], list(tokens)))
         return Scores(values)
 
-    def _yes(self, images: Sequence[Image.Image], texts: Sequence[str]) -> NDArray[np.float64]:
-        """(b,) probabilities of yes, against no."""
+    def _yes(self, images: Sequence[Image.Image], tokens: list[list[int]]) -> NDArray[np.float64]:
+        """(b,) probabilities of yes, against no, to questions of one length."""
         import torch
 
-        model, pictures, tokenizer, answers = self._loaded
+        model, pictures, _, answers = self._loaded
         start = model.config.text_config.bos_token_id  # [DEC]; BLIP's next token, [ENC], stands at the head of a question
         with torch.inference_mode():
             different = list({id(image): image for image in images}.values())
             pixels = pictures(images=[image.convert("RGB") for image in different], return_tensors="pt")["pixel_values"]
             seen = model.vision_model(pixel_values=pixels.to(self.device, model.dtype)).last_hidden_state
             seen = seen[[next(i for i, other in enumerate(different) if other is image) for image in images]]  # (b, patches, d)
-            tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt").to(self.device)
-            ids, mask = tokens["input_ids"], tokens["attention_mask"]
-            ids[:, 0] = start + 1
-            read = model.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
-            begun = torch.full((len(texts), 1), start, device=self.device)
-            said = model.text_decoder(input_ids=begun, encoder_hidden_states=read, encoder_attention_mask=mask).logits[:, 0]  # (b, vocabulary)
+            ids = torch.tensor([[start + 1, *question[1:]] for question in tokens], device=self.device)
+            read = model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+            begun = torch.full((len(tokens), 1), start, device=self.device)
+            said = model.text_decoder(input_ids=begun, encoder_hidden_states=read).logits[:, 0]  # (b, vocabulary)
             of_yes = said[:, answers].float().softmax(-1)[:, 0]
         return np.asarray(of_yes.cpu(), dtype=np.float64)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, list[int]]:
         """(model, image processor, tokenizer, the tokens of "yes" and "no")."""
-        from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessor
+        from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessor
 
-        tokenizer = self.model.pretrained(AutoTokenizer)
+        tokenizer = self.model.pretrained(BertTokenizer)
         model = self.model.model_in_half(BlipForQuestionAnswering, self.device)
         return model, self.model.pretrained(BlipImageProcessor), tokenizer, tokenizer.convert_tokens_to_ids(["yes", "no"])

@@ -4,11 +4,14 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from loophil.build import scorer
+from loophil.config import Settings
 from rewards.base import Reward, RewardError, Scores
 from rewards.guard import FAILURES, Guard
 
@@ -167,3 +170,15 @@ def test_pictures_that_the_reward_does_not_know_are_no_failure() -> None:
     for _ in range(2 * FAILURES):
         assert "has no score" in reason(guard)
     assert model.asked == 2 * FAILURES
+
+
+def test_the_loop_asks_guarded_rewards_by_name_and_one_that_is_broken_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def broken(images, prompts):\n    raise OSError('no')\n")
+    broken = f"{tmp_path / 'mine.py'}:broken"
+    score = scorer(Settings(rewards={"jpeg": 1.0, "jpeg_incompressible": 1.0, broken: 1.0}), "cpu")
+    made = score(PICTURES, PROMPTS, ("jpeg", broken))
+    assert set(made) == {"jpeg", broken}
+    assert np.isfinite(made["jpeg"][0]).all()
+    assert made["jpeg"][1] == ""
+    assert np.isnan(made[broken][0]).all()
+    assert made[broken][1] == f"'{broken}' failed: OSError: no"

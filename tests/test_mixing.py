@@ -135,6 +135,20 @@ def test_ten_times_a_reward_changes_nothing_after_enough_groups() -> None:
 
 
 @PATIENT
+@given(groups(), st.integers(0, 3))
+def test_ten_times_a_source_changes_nothing_whatever_is_mixed_with_it(sources: list[SourceValues], which: int) -> None:
+    """The running spread follows, though the source still states its old scale: after 4000 groups the prior's 2 weigh less than a thousandth."""
+    past = np.random.default_rng(0).normal(size=(4000, 4))
+    which %= len(sources)
+    stds = {s.source: pooled_std(past, 1.0) for s in sources}
+    tenfold = [SourceValues(s.source, s.values * 10, s.weight, s.scale) if n == which else s for n, s in enumerate(sources)]
+    after = stds | {sources[which].source: pooled_std(10 * past, 1.0)}
+    (mixed, shares), (before, shares_before) = mix(tenfold, after, 3), mix(sources, stds, 3)
+    assert mixed == pytest.approx(before, rel=1e-3, abs=0.05)
+    assert shares == pytest.approx(shares_before, abs=1e-3)
+
+
+@PATIENT
 @given(groups(most=3), st.lists(VALUE, min_size=5, max_size=5))
 def test_a_source_missing_for_an_image_neither_raises_nor_lowers_it(sources: list[SourceValues], values: list[float]) -> None:
     k = len(sources[0].values)
