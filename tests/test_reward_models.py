@@ -400,6 +400,9 @@ def imagereward_weights() -> dict[str, Tensor]:
             shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
     generator = torch.Generator().manual_seed(2)
     made = {f"blip.{name}": torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
+    for name in made:
+        if "norm" in name.lower() and name.endswith("weight"):
+            made[name] += 1
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
         made[f"blip.visual_encoder.{name}"] *= 0.003  # so small that the epsilon of the layer norms matters
     made["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
