@@ -121,7 +121,7 @@ def _vision(weights: "Mapping[str, torch.Tensor]") -> Any:
         num_attention_heads=width // HEAD_WIDTH,
         image_size=patch * round((weights["pos_embed"].shape[1] - 1) ** 0.5),
         patch_size=patch,
-        layer_norm_eps=1e-5,
+        layer_norm_eps=1e-6,
     )
     model = BlipVisionModel(config)
     model.load_state_dict({renamed(name): tensor for name, tensor in weights.items()})
