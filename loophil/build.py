@@ -6,7 +6,8 @@ Torch, diffusers and the rewards are imported in the worker, so that the page is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from loophil.config import Settings
 from loophil.errors import ConfigError
+from loophil.jobs import Scores
 from loophil.loop import Engine, Loop
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
@@ -111,22 +113,16 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     )
 
 
-def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str]], dict[str, tuple[NDArray[np.float64], str]]]:
-    """All rewards of the settings as one function; each is loaded at its first use, and one that fails is missing with a reason."""
-    from rewards import Reward, load, score_safely
+def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str], Collection[str]], Scores]:
+    """The rewards of the settings as one function, which asks those it is given the names of: each is loaded at its first use and guarded."""
+    from rewards import Guard, load
 
-    loaded: dict[str, Reward] = {}
+    guards = {name: Guard(name, partial(load, name, device=device)) for name in settings.rewards}
 
-    def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, tuple[NDArray[np.float64], str]]:
+    def score(images: Sequence[Image.Image], prompts: Sequence[str], names: Collection[str]) -> dict[str, tuple[NDArray[np.float64], str]]:
         made = {}
-        for name in settings.rewards:
-            try:
-                if name not in loaded:
-                    loaded[name] = load(name, device=device)
-            except Exception as error:  # a reward is anybody's code: whatever it raises must not stop the loop
-                made[name] = (np.full(len(images), np.nan), f"{name} cannot be loaded: {error}")
-                continue
-            scores, reason = score_safely(loaded[name], images, prompts)
+        for name in names:
+            scores, reason = guards[name].score(images, prompts)
             made[name] = (scores.value, reason or "")
         return made
 

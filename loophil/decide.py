@@ -13,6 +13,7 @@ class Situation:
     learning    there are ratings or scores that no version has learned from, and it is not paused
     owed        seconds of updating to come before the next drawing, while learning; below 0 the drawing has its turn
     resting     drawing or loading has just failed;  said: ratings that the taste was not learned from
+    unscored    new groups;  again_due: a group with missing scores is to be asked for again
     """
 
     loaded: bool = True
@@ -25,6 +26,7 @@ class Situation:
     target: int = 4
     unscored: int = 0
     said: bool = False
+    again_due: bool = False
     strip_due: bool = False
     strip_late: bool = False
     auto_due: bool = False
@@ -48,7 +50,7 @@ def decide(s: Situation) -> str:
         ("draw", s.drawing_wanted and s.unscored <= s.target),
         ("", s.resting),
         ("strip", s.strip_late),
-        ("score", s.unscored > 0),
+        ("score", s.unscored > 0 or s.again_due),
         ("update", s.learning and (s.owed >= 0 or s.ready >= s.target)),
         ("prefetch", s.ready < s.target),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,15 @@ Scores = Mapping[str, tuple[NDArray[np.float64], str]]
 class Engine:
     """What needs the device, made by the worker.
 
-    score(images, prompts) -> {reward: (values, reason why some are missing)};  memory() -> (bytes in use, bytes in all), None without a GPU
+    score(images, prompts, rewards) -> {reward: (values, reason why some are missing)}
     describe(images, prompts) -> (k, d) of each kind of feature that the taste model learns from
+    memory() -> (bytes in use, bytes in all), None without a GPU
     """
 
     policy: Policy
     sampler: Sampler
     trainer: Trainer
-    score: Callable[[Sequence[Image.Image], Sequence[str]], Scores]
+    score: Callable[[Sequence[Image.Image], Sequence[str], Collection[str]], Scores]
     describe: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[NDArray[np.float64]]]
     scheduler: str
     device: str
@@ -95,17 +96,19 @@ class Studio:
         self._drawn += 1
         return group
 
-    def unscored(self, groups: Iterable[Group]) -> list[Group]:
-        """Those that a reward in use has not been asked about."""
-        rewards = set(self.settings.rewards)
-        return [group for group in groups if rewards - set(self.store.scores(group.id))]
+    def missing(self, group: Group) -> dict[str, NDArray[np.float64]]:
+        """{reward in use that does not know all of the images: (k,) scores so far, NaN = missing}."""
+        known, none = self.store.scores(group.id), np.full(len(group.images), np.nan)
+        scores = {reward: known.get(reward, none) for reward in self.settings.rewards}
+        return {reward: values for reward, values in scores.items() if np.isnan(values).any()}
 
     def score(self, engine: Engine, group: Group) -> dict[str, str]:
-        """Scores one group; {reward: why some scores are missing, "" = none is}."""
+        """Asks for one group's missing scores; {reward asked: why some are still missing, "" = none is}."""
+        known = self.missing(group)
         images = [_read(self.store.images / ref.file) for ref in group.images]
-        scores = engine.score(images, [group.prompt] * len(images))
+        scores = engine.score(images, [group.prompt] * len(images), tuple(known))
         for reward, (values, reason) in scores.items():
-            self.store.add_scores(group.id, reward, values, reason)
+            self.store.add_scores(group.id, reward, np.where(np.isnan(values), known[reward], values), reason)
         return {reward: reason for reward, (_, reason) in scores.items()}
 
     def describe(self, engine: Engine, group: Group) -> Sequence[NDArray[np.float64]]:

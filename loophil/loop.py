@@ -29,6 +29,7 @@ from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
 from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.understanding import Understanding
+from loophil.unscored import Unscored
 from loophil.worker import Job, Stopped, Worker, stop
 
 __all__ = ["Engine", "Loop"]
@@ -63,7 +64,7 @@ class Loop:
         self._engine: Engine | None = None
         self._closed = False
         self._wishes: deque[Job] = deque()
-        self._unscored: deque[Group] = deque()
+        self._unscored = Unscored(clock)
         self._news = True  # ratings, scores or a version that the learner has not looked at
         self._said = True  # ratings that the taste was not learned from
         self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
@@ -95,7 +96,8 @@ class Loop:
             self.stock.add(group)
         if self.settings.rewards:
             untaught = [taught.group for taught in self.store.learnable_groups() if taught.fresh]
-            self._unscored.extend(self.studio.unscored([*unrated, *untaught]))
+            for group in (group for group in (*unrated, *untaught) if self.studio.missing(group)):
+                self._unscored.add(group)
         self._recount()
         self.worker.start()
 
@@ -191,6 +193,7 @@ class Loop:
     def retry(self) -> None:
         """Tries again what has failed, at once."""
         self.learner.forgive()
+        self._unscored.hurry()
         self._rest_until, self._news = -math.inf, True
         self.worker.wake()
 
@@ -280,6 +283,7 @@ class Loop:
             target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
             said=self._said,
+            again_due=self._unscored.again_due,
             strip_due=present and self.strip.due,
             strip_late=present and self.strip.late,
             auto_due=self._auto_left >= 1 and not self.status.paused and (bool(self.settings.rewards) or self.understanding.weight > 0),
@@ -308,7 +312,7 @@ class Loop:
         if offered:
             self.stock.add(group, wanted=wanted)
         if self.settings.rewards:
-            self._unscored.append(group)
+            self._unscored.add(group)
         spent = self._clock() - began
         self._seconds["draw"] += 0.3 * (spent - self._seconds["draw"])
         price = max(spent, self._seconds["update"])  # at least half of the time is the learner's, and it keeps up with what is drawn
@@ -317,19 +321,25 @@ class Loop:
         return group
 
     def _score(self) -> None:
-        """One group; a reward that fails is missing, with its reason in the status."""
-        said = self.studio.score(self.engine, self._unscored.popleft())
-        missing = {reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason}
+        """One group; a reward that fails is missing, with its reason in the status, and asked for this group again later."""
+        question = self._unscored.next()
+        if question is None:
+            return
+        began, missing = self._clock(), True
+        try:
+            said = self.studio.score(self.engine, question.group)
+            missing = any(said.values())
+        finally:
+            self._unscored.asked(question, self._clock() - began, missing=missing)
         self._news = True
-        self._tell(missing_rewards=missing)
+        self._tell(missing_rewards={reward: reason for reward, reason in (self.status.missing_rewards | said).items() if reason})
 
     def _understand(self) -> None:
         """The taste model learns from what was rated since; whether automatic rounds may go on follows from it."""
         self._said = False  # first: what is rated meanwhile is learned from again
         self.understanding.look(partial(self.studio.describe, self.engine))
-        agreement = self.understanding.agreement
         self._news = True
-        self._tell(agreement=agreement.share if agreement else None)
+        self._tell(agreement=self.understanding.share)
 
     def _auto(self) -> Group:
         """A group that no person sees, scored at once."""
@@ -338,9 +348,8 @@ class Loop:
         group = self._draw(offered=False, kind="auto")
         while self._unscored:
             self._score()
-        if self.understanding.weight:
-            self.understanding.judge(group, partial(self.studio.describe, self.engine))
-            self._news = True
+        self.understanding.judge(group, partial(self.studio.describe, self.engine))
+        self._news = True
         return group
 
     def _update(self) -> Generator[str, None, Version]:
@@ -368,6 +377,7 @@ class Loop:
         self._news = True
         for group_id in self.stock.withdraw(version.number - self.settings.learn.max_staleness):
             self.store.drop_group(group_id)
+            self._unscored.forget(group_id)
         changes: dict[str, Any] = {"policy_version": version.number, "version_created": version.created}
         if stats is not None:
             numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(stats).items()}

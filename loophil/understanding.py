@@ -36,6 +36,11 @@ class Understanding:
         self.agreement: Agreement | None = None
 
     @property
+    def share(self) -> float | None:
+        """How often it agrees, None = nobody has preferred anything yet."""
+        return self.agreement.share if self.agreement else None
+
+    @property
     def weight(self) -> float:
         """How much it may say, 0..1: how far its agreement is beyond chance, 0 while that may be luck."""
         agreement = self.agreement
@@ -65,8 +70,9 @@ class Understanding:
         self._fitted = acts
 
     def judge(self, group: Group, describe: Describe) -> None:
-        """Its opinion of a group becomes the group's scores."""
-        self._store.add_scores(group.id, TASTE, self._opinion(self._of(group, describe)))
+        """Its opinion of a group becomes the group's scores, if it counts."""
+        if self.weight:
+            self._store.add_scores(group.id, TASTE, self._opinion(self._of(group, describe)))
 
     def with_opinion(self, taught: Taught) -> Taught:
         """What is known of a group, with what it thinks of it now instead of then."""

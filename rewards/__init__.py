@@ -10,8 +10,15 @@ gigabyte of them. So a name is checked, and its scale known, at once.
 from collections.abc import Callable
 
 from rewards.base import Reward, RewardError, Scores, score_safely
+from rewards.guard import Guard
 
-__all__ = ["REWARDS", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
+__all__ = ["REWARDS", "Guard", "Reward", "RewardError", "Scores", "load", "scale_of", "score_safely"]
+
+
+def _aesthetic(device: str) -> Reward:
+    from rewards.aesthetic import Aesthetic
+
+    return Aesthetic(device=device)
 
 
 def _clip_score(device: str) -> Reward:
@@ -20,10 +27,34 @@ def _clip_score(device: str) -> Reward:
     return ClipScore(device=device)
 
 
+def _hpsv2(device: str) -> Reward:
+    from rewards.hpsv2 import HPSv2
+
+    return HPSv2(device=device)
+
+
+def _imagereward(device: str) -> Reward:
+    from rewards.imagereward import ImageReward
+
+    return ImageReward(device=device)
+
+
 def _jpeg(_device: str) -> Reward:
     from rewards.jpeg import Jpeg
 
     return Jpeg()
+
+
+def _jpeg_incompressible(_device: str) -> Reward:
+    from rewards.jpeg import Jpeg
+
+    return Jpeg(sign=1, name="jpeg_incompressible")
+
+
+def _pickscore(device: str) -> Reward:
+    from rewards.pickscore import PickScore
+
+    return PickScore(device=device)
 
 
 def _scene_check(_device: str) -> Reward:
@@ -32,7 +63,23 @@ def _scene_check(_device: str) -> Reward:
     return SceneCheck()
 
 
-REWARDS: dict[str, Callable[[str], Reward]] = {"clip_score": _clip_score, "jpeg": _jpeg, "scene_check": _scene_check}
+def _vqa(device: str) -> Reward:
+    from rewards.vqa import VQA
+
+    return VQA(device=device)
+
+
+REWARDS: dict[str, Callable[[str], Reward]] = {
+    "aesthetic": _aesthetic,
+    "clip_score": _clip_score,
+    "hpsv2": _hpsv2,
+    "imagereward": _imagereward,
+    "jpeg": _jpeg,
+    "jpeg_incompressible": _jpeg_incompressible,
+    "pickscore": _pickscore,
+    "scene_check": _scene_check,
+    "vqa": _vqa,
+}
 
 
 def load(name: str, *, device: str = "cpu") -> Reward:

@@ -20,6 +20,10 @@ class RewardError(ValueError):
     """A reward that cannot be used as it was asked for: unknown, no such file or function, weights missing."""
 
 
+class RewardFailure(Exception):
+    """A reward gave no scores at all: a sentence that says what it did instead."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of n pictures: value (n,), NaN = missing; std (n,) = how unsure each is, None = unknown."""
@@ -52,8 +56,8 @@ class Reward(Protocol):
         ...
 
 
-def score_safely(reward: Reward, images: Sequence[Image.Image], prompts: Sequence[str]) -> tuple[Scores, str | None]:
-    """(scores (n,), None), or with a reason where some are missing: an exception, another count, values that are no numbers."""
+def ask(reward: Reward, images: Sequence[Image.Image], prompts: Sequence[str]) -> tuple[Scores, str | None]:
+    """(scores (n,), None), or with a reason where some are no numbers. RewardFailure: an exception, or another count."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} pictures came with {len(prompts)} prompts; each needs its own.")
     try:
@@ -62,9 +66,9 @@ def score_safely(reward: Reward, images: Sequence[Image.Image], prompts: Sequenc
         std = None if scores.std is None else np.array(scores.std, dtype=np.float64)
     except Exception as error:  # a reward is anybody's code: whatever it raises must not stop the loop
         logger.warning("Reward %s failed", reward.name, exc_info=True)
-        return Scores.missing(len(images)), f"'{reward.name}' failed: {type(error).__name__}: {error}"
+        raise RewardFailure(f"'{reward.name}' failed: {type(error).__name__}: {error}") from error
     if len(values) != len(images):
-        return Scores.missing(len(images)), f"'{reward.name}' gave {len(values)} scores for {len(images)} pictures."
+        raise RewardFailure(f"'{reward.name}' gave {len(values)} scores for {len(images)} pictures.")
     unknown = ~np.isfinite(values)
     if not unknown.any():
         return Scores(values, std), None
@@ -72,3 +76,11 @@ def score_safely(reward: Reward, images: Sequence[Image.Image], prompts: Sequenc
         std[unknown] = np.nan
     values[unknown] = np.nan
     return Scores(values, std), f"'{reward.name}' has no score for {unknown.sum()} of {len(images)} pictures."
+
+
+def score_safely(reward: Reward, images: Sequence[Image.Image], prompts: Sequence[str]) -> tuple[Scores, str | None]:
+    """As `ask`, and where the reward failed all scores are missing, with the reason."""
+    try:
+        return ask(reward, images, prompts)
+    except RewardFailure as failure:
+        return Scores.missing(len(images)), str(failure)

@@ -15,7 +15,7 @@ from rewards.base import Scores
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Compressibility; `sign` 1 asks for large files instead."""
+    """Compressibility; `sign` 1, `jpeg_incompressible`, asks for large files instead."""
 
     sign: int = -1
     name: str = "jpeg"

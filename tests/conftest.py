@@ -10,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports torch or gradio. `make test` runs one process per core, so each gets one thread, and none spins at a barrier.
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false")
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
-
 from bench import visitor
 
 

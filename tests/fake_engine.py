@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +64,13 @@ class Clock:
 
 @dataclass
 class FakeEngine:
-    """`faults`: {"draw" | "update" | "score" | "load": exceptions to be raised, one each time}; `updates`: the lessons of each."""
+    """`faults`: {"draw" | "update" | "score" | "load": exceptions to be raised, one each time}; `updates`: the lessons of each.
+
+    `missing`: {reward that fails: its reason}.
+    """
 
     clock: Clock = field(default_factory=Clock)
-    rewards: Mapping[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     faults: dict[str, list[Exception]] = field(default_factory=dict)
     published: float = 0.0
     learned: float = 0.0
@@ -202,9 +205,10 @@ class FakeEngine:
         self._work("describe", 0.1)
         return [np.array([np.asarray(image, dtype=float).mean(axis=(0, 1)) for image in images])]
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str], rewards: Collection[str]) -> dict[str, tuple[Any, str]]:
         self._work("score", 0.5)
-        return {reward: (np.array([float(np.asarray(image).mean()) for image in images]), "") for reward in self.rewards}
+        values = np.array([float(np.asarray(image).mean()) for image in images])
+        return {reward: (np.full(len(images), np.nan), self.missing[reward]) if reward in self.missing else (values, "") for reward in rewards}
 
 
 def fake_settings(runs: Path, *, threaded: bool = True, **changes: Any) -> Settings:

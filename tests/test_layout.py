@@ -42,6 +42,7 @@ STOREYS = {
     "loophil.families": 1,
     "loophil.prompts": 1,
     "loophil.stock": 1,
+    "loophil.unscored": 1,
     "loophil.store": 1,
     "loophil.decide": 0,
     "loophil.advantages": 0,
@@ -66,6 +67,8 @@ WALLS = {
 }
 WITHOUT_TORCH = {"loophil.config", "loophil.store", "loophil.session", "loophil.ui"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+# Reward models that are published as pickles alone are read by one module, weights only; its test writes such files.
+PICKLE_READERS = {Path("rewards/weights.py"): {"torch.load"}, Path("tests/test_reward_models.py"): {"torch.load", "torch.save"}}
 SQL = re.compile(r"\s*(SELECT |INSERT |UPDATE \w+ SET |DELETE FROM |CREATE (TABLE|INDEX) |PRAGMA |BEGIN IMMEDIATE)")
 
 MAX_MODULE, MAX_FUNCTION, MAX_POSITIONAL = 400, 70, 5
@@ -171,8 +174,15 @@ def test_nothing_reads_or_writes_pickles(path: Path) -> None:
     calls = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
     switches = [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"]
     assert packages(path) & PICKLES == set()
-    assert [call for call in calls if call in ("torch.load", "torch.save")] == []
+    assert {call for call in calls if call in ("torch.load", "torch.save")} <= PICKLE_READERS.get(path, set())
+    assert [loading for loading in calls if loading == "torch.load"] == ["torch.load"] * len(only_weights(nodes))
     assert switches == []
+
+
+def only_weights(nodes: list[ast.AST]) -> list[ast.Call]:
+    """The calls of torch.load that cannot run what they read."""
+    loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    return [load for load in loads if any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in load.keywords)]
 
 
 @each_code_file

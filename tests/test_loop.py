@@ -73,7 +73,7 @@ def staged(runs: Path) -> Iterator[Staged]:
     opened: list[Session] = []
 
     def make(**knobs: Any) -> Stage:
-        fake = FakeEngine(rewards=knobs.get("rewards", {}))
+        fake = FakeEngine()
         loop = fake_loop(runs, fake, **knobs)
         opened.append(Session(loop, no_export))
         return Stage(fake, loop, opened[-1])
@@ -103,6 +103,8 @@ def staged(runs: Path) -> Iterator[Staged]:
         (Situation(asked=True, learning=True, owed=0.0), "update"),
         (Situation(asked=True, learning=True, owed=-0.1), "draw"),
         (Situation(unscored=1, learning=True), "score"),
+        (Situation(again_due=True, learning=True), "score"),
+        (Situation(again_due=True, asked=True, target=0), "draw"),  # asking again never keeps a person waiting
         (Situation(learning=True, owed=0.0), "update"),
         (Situation(learning=True, owed=-0.1), "prefetch"),
         (Situation(learning=True, owed=-0.1, ready=4), "update"),
@@ -641,8 +643,9 @@ def test_model_whose_adapter_does_not_fit_is_not_used(staged: Staged, runs: Path
 def test_rewards_are_asked_before_learning_and_one_that_fails_is_missing_with_its_reason(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = staged(rewards={"dark": 1.0, "odd": 1.0})
 
-    def score(images: Any, prompts: Any) -> Any:
-        return {"dark": (np.array([1.0, 2.0, 3.0, 4.0]), ""), "odd": (np.full(4, np.nan), "odd failed")}
+    def score(images: Any, prompts: Any, rewards: Any) -> Any:
+        values = {"dark": (np.array([1.0, 2.0, 3.0, 4.0]), ""), "odd": (np.full(4, np.nan), "odd failed")}
+        return {reward: values[reward] for reward in rewards}
 
     monkeypatch.setattr(stage.fake, "score", score)
     stage.run()
@@ -662,6 +665,107 @@ def test_reward_that_raises_does_not_stop_the_loop(staged: Staged) -> None:
     stage.rate(stage.next())
     stage.run()
     assert (stage.session.status().policy_version, stage.session.status().last_error) == (1, None)
+
+
+def scores_of(stage: Stage) -> list[set[str]]:
+    """The rewards that know each group, in the order of drawing."""
+    return [{reward for reward, values in stage.loop.store.scores(group.id).items() if np.isfinite(values).all()} for group in drawn(stage)]
+
+
+def drawn(stage: Stage) -> list[Group]:
+    return stage.loop.store.unrated_groups(None, min_version=0)
+
+
+def later(stage: Stage, seconds: float) -> None:
+    """That many seconds in which nothing else happens, then all that is due."""
+    stage.fake.clock.now += seconds
+    stage.run()
+
+
+def test_missing_scores_are_asked_for_again_later_and_only_those(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged(rewards={"dark": 1.0, "odd": 1.0})
+    asked: list[tuple[str, ...]] = []
+    real = stage.fake.score
+
+    def score(images: Any, prompts: Any, rewards: Any) -> Any:
+        asked.append(tuple(rewards))
+        return real(images, prompts, rewards)
+
+    monkeypatch.setattr(stage.fake, "score", score)
+    stage.fake.missing["odd"] = "odd is not there yet"
+    stage.run()
+    groups = len(drawn(stage))
+    assert asked == [("dark", "odd")] * groups
+    assert scores_of(stage) == [{"dark"}] * groups
+    del stage.fake.missing["odd"], asked[:]
+    later(stage, 29.0 - stage.fake.clock.now)  # the first was scored at about 2.5 s
+    assert asked == []
+    for _ in range(groups):  # one at a time: asking again takes half of the time at most
+        later(stage, 40.0)
+    assert asked == [("odd",)] * groups
+    assert scores_of(stage) == [{"dark", "odd"}] * groups
+    assert stage.session.status().missing_rewards == {}
+
+
+def test_a_reward_that_never_answers_is_asked_five_times_for_a_group_and_holds_up_no_rating(staged: Staged) -> None:
+    stage = staged(rewards={"odd": 1.0})
+    stage.fake.missing["odd"] = "odd hangs"
+    stage.run()
+    group = stage.next()
+    stage.rate(group)
+    stage.run()
+    assert stage.taught() == [[group.id]]
+    assert stage.session.status().missing_rewards == {"odd": "odd hangs"}
+    for _ in range(40):
+        later(stage, 600.0)
+    spans = [span for span in stage.fake.spans if span[0] == "score"]
+    assert len(spans) == 5 * stage.session.status().groups
+
+
+def test_a_group_whose_scoring_raised_is_asked_for_again(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    stage.fake.faults["score"] = [RuntimeError("no weights")]
+    stage.run()
+    assert sorted(map(len, scores_of(stage))) == [0, *[1] * (len(drawn(stage)) - 1)]
+    later(stage, 40.0)
+    assert scores_of(stage) == [{"dark"}] * len(drawn(stage))
+
+
+def test_what_one_model_knows_of_a_group_stays_when_it_is_asked_again(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    answers = [np.array([1.0, 2.0, np.nan, np.nan]), np.array([np.nan, np.nan, 3.0, np.nan])]
+    monkeypatch.setattr(stage.fake, "score", lambda images, prompts, rewards: {"dark": (answers.pop(0), "some are missing")})
+    drawing = stage.loop.draw("a wish", offered=False)
+    stage.jobs(3)  # loading, drawing, scoring
+    group = drawing.result()
+    np.testing.assert_equal(stage.loop.store.scores(group.id)["dark"], [1, 2, np.nan, np.nan])
+    stage.loop.studio.score(stage.loop.engine, group)
+    np.testing.assert_equal(stage.loop.store.scores(group.id)["dark"], [1, 2, 3, np.nan])
+
+
+def test_trying_again_asks_for_missing_scores_at_once(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    stage.fake.missing["dark"] = "not yet"
+    stage.run()
+    del stage.fake.missing["dark"]
+    stage.run()
+    assert scores_of(stage) == [set()] * len(drawn(stage))
+    stage.loop.retry()
+    for _ in drawn(stage):
+        later(stage, 1.0)
+    assert scores_of(stage) == [{"dark"}] * len(drawn(stage))
+
+
+def test_missing_scores_are_asked_for_when_the_run_is_opened_again(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged(rewards={"dark": 1.0})
+    stage.fake.missing["dark"] = "not yet"
+    stage.run()
+    stage.session.close()
+    again = staged(rewards={"dark": 1.0})
+    monkeypatch.setattr(again.loop.worker, "start", lambda: None)  # the test runs the jobs
+    again.loop.start()
+    again.run()
+    assert scores_of(again) == [{"dark"}] * len(drawn(again))
 
 
 def test_skipped_group_teaches_what_the_rewards_say(staged: Staged) -> None:

@@ -16,6 +16,8 @@ from loophil.types import SourceValues
 NAN = float("nan")
 PATIENT = settings(deadline=None)  # a busy machine is no fault of the code
 FAR = float("inf")
+PAST = np.random.default_rng(0).normal(size=(2000, 4))
+AS_BEFORE, TENFOLD = pooled_std(PAST, 1.0), pooled_std(10 * PAST, 1.0)
 VALUE = st.one_of(st.integers(-50, 50).map(lambda n: n / 8), st.just(NAN))  # eighths: exact, so that a tie is one
 
 
@@ -132,6 +134,19 @@ def test_ten_times_a_reward_changes_nothing_after_enough_groups() -> None:
     plain = mix([source("jpeg", [1, 2, 3, 4])], {"jpeg": pooled_std(past, 1.0)}, FAR)[0]
     tenfold = mix([source("jpeg", [10, 20, 30, 40])], {"jpeg": pooled_std(10 * past, 1.0)}, FAR)[0]
     assert tenfold == pytest.approx(plain, rel=0.01)  # the prior is 2 groups of 402
+
+
+@PATIENT
+@given(groups(), st.integers(0, 3))
+def test_ten_times_a_source_changes_nothing_whatever_is_mixed_with_it(sources: list[SourceValues], which: int) -> None:
+    """The running spread follows, though the source still states its old scale: of 2000 groups the prior's 2 are a thousandth."""
+    which %= len(sources)
+    stds = {s.source: AS_BEFORE for s in sources}
+    tenfold = [SourceValues(s.source, s.values * 10, s.weight, s.scale) if n == which else s for n, s in enumerate(sources)]
+    after = stds | {sources[which].source: TENFOLD}
+    (mixed, shares), (before, shares_before) = mix(tenfold, after, 3), mix(sources, stds, 3)
+    assert mixed == pytest.approx(before, rel=1e-3, abs=0.05)
+    assert shares == pytest.approx(shares_before, abs=1e-3)
 
 
 @PATIENT

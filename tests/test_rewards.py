@@ -38,7 +38,7 @@ def noise(side: int = 512) -> Image.Image:
 
 
 def test_unknown_reward_names_the_known_ones_sorted() -> None:
-    with pytest.raises(RewardError, match=r"Unknown reward 'pick'. Choose from: clip_score, jpeg, scene_check; .*FILE.py:FUNCTION"):
+    with pytest.raises(RewardError, match=r"Unknown reward 'pick'. Choose from: aesthetic, clip_score, hpsv2, .*, vqa; .*FILE.py:FUNCTION"):
         load("pick")
     assert list(REWARDS) == sorted(REWARDS)
 
@@ -167,6 +167,10 @@ def test_jpeg_is_minus_kilobytes_at_quality_95() -> None:
     value = Jpeg().score([GREY, noise()], ["", ""]).value
     np.testing.assert_allclose(value, [-4.721, -308.2], rtol=0.01)
     np.testing.assert_array_equal(Jpeg(sign=1).score([GREY, noise()], ["", ""]).value, -value)
+
+
+def test_jpeg_incompressible_is_the_size_itself() -> None:
+    np.testing.assert_array_equal(load("jpeg_incompressible").score([noise()], [""]).value, -load("jpeg").score([noise()], [""]).value)
 
 
 def test_jpeg_takes_any_mode() -> None:

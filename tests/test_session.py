@@ -186,7 +186,7 @@ def test_export_and_measuring_get_the_engine(runs: Path, fake: FakeEngine) -> No
 
 def test_knobs_change_while_the_run_is_open_and_come_back_with_it(runs: Path) -> None:
     """The next update is told, the next picture drawn so, and the weights of the sources count at once."""
-    fake = FakeEngine(rewards={"dark": 1.0})
+    fake = FakeEngine()
     session = fake_session(runs, fake, threaded=False, rewards={"dark": 1.0})
     group = session.new_group()
     session.adjust({"learn.beta": 0.5, "draw.guidance_scale": 5.0, "learn.human_weight": 0.0, "rewards": {"dark": 2.0}})
@@ -217,7 +217,7 @@ def test_knobs_changed_before_the_model_is_there_reach_it(runs: Path) -> None:
 
 
 def test_automatic_round_teaches_what_the_rewards_say(runs: Path) -> None:
-    session = fake_session(runs, FakeEngine(rewards={"dark": 1.0}), threaded=False, rewards={"dark": 1.0})
+    session = fake_session(runs, FakeEngine(), threaded=False, rewards={"dark": 1.0})
     assert session.automatic_round().kind == "auto"
     assert session.status().policy_version == 1
     session.close()
@@ -476,7 +476,7 @@ def test_groups_are_scored_after_reopening_with_a_reward(runs: Path) -> None:
     group = session.new_group()
     session.rate(stars(group))
     session.close()
-    fake = FakeEngine(rewards={"dark": 1.0})
+    fake = FakeEngine()
     session = fake_session(runs, fake, threaded=False, rewards={"dark": 1.0})
     assert set(session._store.scores(group.id)) == {"dark"}
     assert set(fake.updates[0][0].shares) == {"human:ann", "dark"}
@@ -520,7 +520,7 @@ def tiny() -> Callable[..., Loop]:
                 policy=policy,
                 sampler=sampler,
                 trainer=trainer,
-                score=lambda images, prompts: {},
+                score=lambda images, prompts, rewards: {},
                 describe=lambda images, prompts: [np.array([np.asarray(image).mean(axis=(0, 1)) for image in images])],
                 scheduler="DDIM",
                 device="cpu",
