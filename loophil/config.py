@@ -60,7 +60,7 @@ class Lora(Section):
 
     rank: int = Field(16, ge=1, le=256, description="Rank of the LoRA matrices.")
     alpha: float = Field(32.0, gt=0, description="LoRA scale: weights act with alpha / rank.")
-    targets: str = Field("to_q,to_k,to_v,to_out.0", description="Module name endings that get a LoRA, comma-separated.")
+    targets: str = Field("", description="Module name endings that get a LoRA, comma-separated; empty = the attention of the model's kind.")
 
 
 class Learn(Section):

@@ -47,7 +47,7 @@ class Sampler:
         embeddings = policy.encode_prompt(prompt, settings.negative_prompt)
         trained = self.trained_steps(settings)
         timesteps = self.schedule.timesteps(settings.num_inference_steps)
-        latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings[0].dtype) * self.schedule.init_noise_sigma
+        latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings.dtype) * self.schedule.init_noise_sigma
         chain, log_probs = [latents], [torch.zeros(k, 0, device=policy.device)]
         with policy.acting(who):
             for timestep in timesteps.to(policy.device):
