@@ -53,6 +53,7 @@ class Engine:
     """What needs the device, made by the worker.
 
     score(images, prompts) -> {reward: (values, reason why some are missing)};  memory() -> (bytes in use, bytes in all), None without a GPU
+    scheduler: what a group's record says it was drawn with;  note: what the status should say of this model, "" = nothing
     """
 
     policy: Policy
@@ -62,6 +63,7 @@ class Engine:
     scheduler: str
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
+    note: str = ""
 
 
 class Studio:

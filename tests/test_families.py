@@ -12,13 +12,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from loophil.config import Learn, Lora
+from loophil.build import load_engine
+from loophil.config import Learn, Lora, Settings
 from loophil.errors import ConfigError
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
 from loophil.policy import Policy, load_pipeline
 from loophil.sampler import Sampler
-from loophil.scheduler import DDIM
+from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
 from tests.tiny import tiny_pipeline, tiny_sdxl
@@ -72,7 +73,7 @@ class Bench:
     def __init__(self, kind: Kind, *, dtype: torch.dtype = torch.float32, size: int = 16, **learn: Any) -> None:
         pipeline = kind.build()
         self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), LORA, size=size)
-        schedule = DDIM.from_config(self.policy.family.noise)
+        schedule = schedule_of(self.policy.family.noise)
         self.sampler = Sampler(self.policy, schedule, timestep_fraction=0.7)
         self.trainer = Trainer(self.policy, schedule, Learn(**{"micro_batch": 2, "forward_batch": 4, **learn}))
 
@@ -243,6 +244,33 @@ def test_a_folder_loads_to_the_same_model(kind: Kind, tmp_path: Path) -> None:
     torch.testing.assert_close(kind.stock(pipeline), kind.stock(kind.build()), rtol=1e-4, atol=1e-4)
 
 
+# ---- few steps ----
+
+
+def test_a_model_of_one_step_is_taught_by_the_forward_process_alone_and_the_status_can_say_so(tmp_path: Path) -> None:
+    tiny_pipeline(timestep_spacing="trailing").save_pretrained(tmp_path)
+    settings = Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.num-inference-steps", "1", "--draw.guidance-scale", "1"])
+    engine = load_engine(settings)
+    assert engine.note == "1 denoising steps at eta 1 leave this model no noise for trajectories to learn from: only the forward process learns."
+    bench = Bench(KINDS["Stable Diffusion"])
+    stats = bench.train(bench.drawing(num_inference_steps=1, guidance_scale=1.0))
+    assert set(stats.taught) == {"forward_process"}
+
+
+def test_a_model_that_nothing_could_teach_is_refused(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    flags = ["--model", str(tmp_path), "--device", "cpu", "--draw.num-inference-steps", "1", "--learn.forward-passes", "0"]
+    with pytest.raises(ConfigError, match=r"no noise for trajectories to learn from: choose more steps, or --learn\.forward-passes above 0"):
+        load_engine(Settings.read(flags))
+
+
+@pytest.mark.parametrize(("flag", "process"), [("auto", "DDIM"), ("off", "DDIM"), ("on", "DDIM, noise window")])
+def test_the_noise_window_can_be_chosen_and_is_in_the_record(flag: str, process: str, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    engine = load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.noise-window", flag]))
+    assert (engine.scheduler, engine.sampler.window, engine.note) == (process, flag == "on", "")
+
+
 # ---- SDXL ----
 
 
@@ -281,4 +309,6 @@ def test_a_scheduler_that_says_nothing_of_clipping_clips_no_latents() -> None:
 
     pipeline = tiny_sdxl()
     pipeline.scheduler = EulerDiscreteScheduler()
-    assert DDIM.from_config(family_of(pipeline).noise).clip_sample_range == float("inf")
+    schedule = schedule_of(family_of(pipeline).noise)
+    assert isinstance(schedule, DDIM)
+    assert schedule.clip_sample_range == float("inf")
