@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from loophil.build import load_engine
 from loophil.config import Learn, Lora, Settings
-from loophil.errors import ConfigError
+from loophil.errors import ConfigError, InvalidInput
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
 from loophil.policy import Policy, load_pipeline
@@ -22,7 +23,7 @@ from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
-from tests.tiny import tiny_pipeline, tiny_sdxl
+from tests.tiny import tiny_pipeline, tiny_sd3, tiny_sdxl
 
 SEEDS = (11, 12)
 LORA = Lora(rank=4, alpha=8)
@@ -32,12 +33,16 @@ Pictures = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """A family under test. build: its tiny pipeline;  eta: at which the stock pipeline draws;  asked: what that is told besides."""
+    """A family under test. build: its tiny pipeline;  eta: at which the stock pipeline draws;  asked: what that is told besides.
+
+    idle: a module that nothing the model draws depends on
+    """
 
     build: Callable[[], Any]
     eta: float = 0.0
     asked: dict[str, Any] = field(default_factory=dict)
     kohya: bool = False
+    idle: str = "none"
 
     @property
     def settings(self) -> DrawSettings:
@@ -61,6 +66,10 @@ KINDS = {
     "Stable Diffusion": Kind(tiny_pipeline, asked={"eta": 1.0, "negative_prompt": "blue"}, **DDIM_FAMILY),
     "SDXL": Kind(tiny_sdxl, asked={"eta": 1.0}, **DDIM_FAMILY),
     "SDXL, negative prompt": Kind(tiny_sdxl, asked={"eta": 1.0, "negative_prompt": "blue"}, **DDIM_FAMILY),
+    "SD3": Kind(tiny_sd3, idle="transformer_blocks.1.attn.add_q_proj"),  # the last block's words go nowhere
+    "SD3, negative prompt": Kind(tiny_sd3, asked={"negative_prompt": "blue"}),
+    "SD3, without T5": Kind(partial(tiny_sd3, t5=False)),
+    "SD3, dynamic shifting": Kind(partial(tiny_sd3, shift=1.0, use_dynamic_shifting=True)),
 }
 EACH = {name: kind for name, kind in KINDS.items() if "," not in name}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
@@ -98,6 +107,23 @@ class Bench:
 def arrays(drawing: Drawing) -> Pictures:
     """(k, H, W, 3) in 0..1."""
     return np.stack([np.asarray(image) for image in drawing.images]) / 255
+
+
+def adapter_of(policy: Policy) -> Adapter:
+    """What is published, ready to be exported."""
+    return Adapter(
+        weights=policy.weights(),
+        rank=LORA.rank,
+        alpha=LORA.alpha,
+        targets=tuple(policy.targets),
+        base_model="some-org/tiny",
+        revision=None,
+        version=1,
+        ratings=2,
+        run="first",
+        component=policy.family.component,
+        architecture=policy.family.architecture,
+    )
 
 
 def unzipped(archive: Path) -> Path:
@@ -183,7 +209,8 @@ def test_each_objective_reaches_every_module(kind: Kind, learn: dict[str, Any]) 
     bench = Bench(kind, **learn)
     bench.train(bench.drawing())
     moved = {key: not torch.equal(value, bench.policy.weights()[key]) for key, value in bench.policy.weights("learner").items()}
-    assert {key for key, changed in moved.items() if not changed and ".lora_B." in key} == set()
+    idle = {key for key, changed in moved.items() if not changed and ".lora_B." in key}
+    assert idle - {f"{kind.idle}.lora_B.weight"} == set()
 
 
 @each_family
@@ -213,19 +240,7 @@ def test_the_whole_way_ends_in_files_that_draw_the_same_pictures(kind: Kind, tmp
     assert torch.equal(reopened.sampler.draw("a red circle", kind.settings, SEEDS).trajectory.clean_latents, tuned.trajectory.clean_latents)
 
     component, loaded = policy.family.component, {format: kind.build() for format in ("diffusers", "peft", "kohya")}
-    adapter = Adapter(
-        weights=policy.weights(),
-        rank=LORA.rank,
-        alpha=LORA.alpha,
-        targets=tuple(policy.targets),
-        base_model="some-org/tiny",
-        revision=None,
-        version=1,
-        ratings=2,
-        run="first",
-        component=component,
-        architecture=policy.family.architecture,
-    )
+    adapter = adapter_of(policy)
     folder = unzipped(export(adapter, "diffusers", tmp_path))
     assert all(key.startswith(f"{component}.") for key in load_file(folder / "pytorch_lora_weights.safetensors"))
     loaded["diffusers"].load_lora_weights(folder, use_safetensors=True)
@@ -269,6 +284,25 @@ def test_the_noise_window_can_be_chosen_and_is_in_the_record(flag: str, process:
     tiny_pipeline().save_pretrained(tmp_path)
     engine = load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.noise-window", flag]))
     assert (engine.scheduler, engine.sampler.window, engine.note) == (process, flag == "on", "")
+
+
+# ---- flow matching ----
+
+
+def test_flow_matching_has_noise_in_the_trained_steps_alone() -> None:
+    sampler = Bench(KINDS["SD3"]).sampler
+    assert (sampler.window, sampler.process) == (True, "flow matching, noise window")
+
+
+def test_the_words_side_of_sd3_s_attention_carries_the_lora_too() -> None:
+    endings = {key.rpartition(".lora_")[0].split(".attn.")[1] for key in Bench(KINDS["SD3"]).policy.weights()}
+    assert endings == {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+
+
+def test_kohya_s_readers_know_no_transformer(tmp_path: Path) -> None:
+    policy = Bench(KINDS["SD3"]).policy
+    with pytest.raises(InvalidInput, match="transformer: choose diffusers or peft"):
+        export(adapter_of(policy), "kohya", tmp_path)
 
 
 # ---- SDXL ----

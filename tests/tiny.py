@@ -7,8 +7,17 @@ no merges). Building takes a fraction of a second.
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 TOKENS = 16
 WIDTH = 32
@@ -49,6 +58,14 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(clip_config(tokenizer))
 
 
+def tiny_t5() -> tuple[T5TokenizerFast, T5EncoderModel]:
+    """A T5 tokenizer of single letters, and one layer of twice the width of the CLIPs."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = T5TokenizerFast(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=2 * WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=1, num_heads=4)
+    return tokenizer, T5EncoderModel(config)
+
+
 def tiny_unet(**more: Any) -> UNet2DConditionModel:
     """(32, 64) channels on 8x8 latents, attention on both levels; `more` overrides and adds."""
     config: dict[str, Any] = {
@@ -66,8 +83,8 @@ def tiny_unet(**more: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(config | more))
 
 
-def tiny_vae() -> AutoencoderKL:
-    """8x8 latents <-> 16x16 pictures."""
+def tiny_vae(**more: Any) -> AutoencoderKL:
+    """8x8 latents <-> 16x16 pictures; `more` adds."""
     return AutoencoderKL(
         block_out_channels=(16, 16),
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -76,6 +93,7 @@ def tiny_vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=16,
+        **more,
     )
 
 
@@ -141,5 +159,38 @@ def tiny_sdxl(*, seed: int = 0, **scheduler: Any) -> StableDiffusionXLPipeline:
             unet=unet,
             scheduler=DDIMScheduler(**(DIFFUSION | scheduler)),
             add_watermarker=False,
+        )
+    return finished(pipeline)
+
+
+def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """A whole StableDiffusion3Pipeline, with or without T5; `scheduler` overrides the flow matching settings."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        tokenizer_3, text_encoder_3 = tiny_t5() if t5 else (None, None)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * WIDTH,
+            caption_projection_dim=WIDTH,
+            pooled_projection_dim=2 * WIDTH,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
+        )
+        pipeline = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler)),
+            vae=tiny_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2)),
+            tokenizer=tokenizer,
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2)),
+            tokenizer_2=tiny_tokenizer(),
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
         )
     return finished(pipeline)

@@ -117,12 +117,25 @@ class Family(ABC):
 
     def _latent_shape(self, size: int) -> tuple[int, int, int]:
         """(C, H, W) for pictures of this size."""
-        self._check_size(size, self.pipeline.vae_scale_factor)
-        own, factor = self.denoiser.config.sample_size, self.pipeline.vae_scale_factor
-        height, width = (own, own) if isinstance(own, int) else own
-        channels = self.denoiser.config.in_channels
-        return (channels, size // factor, size // factor) if size else (channels, height, width)
-
-    def _check_size(self, size: int, unit: int) -> None:
+        unit = self._unit()
         if size % unit:
             raise ConfigError(f"This model draws in steps of {unit} pixels: draw.size must be a multiple of {unit}, not {size}.")
+        side = size // self.pipeline.vae_scale_factor
+        height, width = (side, side) if size else self._own_sides()
+        return self._channels(), height, width
+
+    def _own_sides(self) -> tuple[int, int]:
+        """Height and width of the latents that it was made for."""
+        own = self.denoiser.config.sample_size
+        height, width = (own, own) if isinstance(own, int) else own
+        return height, width
+
+    def _channels(self) -> int:
+        """C, of a latent."""
+        channels: int = self.denoiser.config.in_channels
+        return channels
+
+    def _unit(self) -> int:
+        """Pictures are so many pixels wide, or a multiple of it."""
+        unit: int = self.pipeline.vae_scale_factor
+        return unit
