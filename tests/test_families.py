@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
-from tests.tiny import tiny_pipeline, tiny_sd3, tiny_sdxl
+from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
 SEEDS = (11, 12)
 LORA = Lora(rank=4, alpha=8)
@@ -50,8 +51,8 @@ class Kind:
         return DrawSettings(3, 3.0, self.eta, self.asked.get("negative_prompt", ""))
 
     def stock(self, pipeline: Any, **more: Any) -> Any:
-        """What the stock pipeline draws, latents unless `more` says otherwise."""
-        return pipeline(
+        """What the stock pipeline draws, latents (k, C, H, W) unless `more` says otherwise."""
+        drawn = pipeline(
             "a red circle",
             num_inference_steps=3,
             guidance_scale=3.0,
@@ -59,6 +60,8 @@ class Kind:
             generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
             **({"output_type": "latent"} | self.asked | more),
         ).images
+        packed = isinstance(drawn, torch.Tensor) and drawn.ndim == 3
+        return pipeline._unpack_latents(drawn, 16, 16, pipeline.vae_scale_factor) if packed else drawn
 
 
 DDIM_FAMILY: dict[str, Any] = {"eta": 1.0, "kohya": True}
@@ -70,6 +73,8 @@ KINDS = {
     "SD3, negative prompt": Kind(tiny_sd3, asked={"negative_prompt": "blue"}),
     "SD3, without T5": Kind(partial(tiny_sd3, t5=False)),
     "SD3, dynamic shifting": Kind(partial(tiny_sd3, shift=1.0, use_dynamic_shifting=True)),
+    "FLUX dev": Kind(tiny_flux, asked={"height": 16, "width": 16}),
+    "FLUX schnell": Kind(partial(tiny_flux, guidance_embeds=False), asked={"height": 16, "width": 16, "max_sequence_length": 256}),
 }
 EACH = {name: kind for name, kind in KINDS.items() if "," not in name}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
@@ -303,6 +308,41 @@ def test_kohya_s_readers_know_no_transformer(tmp_path: Path) -> None:
     policy = Bench(KINDS["SD3"]).policy
     with pytest.raises(InvalidInput, match="transformer: choose diffusers or peft"):
         export(adapter_of(policy), "kohya", tmp_path)
+
+
+# ---- FLUX ----
+
+
+def test_flux_has_the_size_of_the_stock_pipeline_where_nothing_is_asked() -> None:
+    stock = tiny_flux()
+    assert family_of(stock).latent_shape == (4, stock.default_sample_size, stock.default_sample_size)
+
+
+def test_dev_and_schnell_are_told_apart() -> None:
+    assert [family_of(tiny_flux(guidance_embeds=dev), 16).architecture for dev in (True, False)] == ["flux-1-dev", "flux-1-schnell"]
+
+
+@pytest.mark.parametrize(("name", "differ"), [("FLUX dev", True), ("FLUX schnell", False)])
+def test_guidance_is_a_condition_of_dev_and_nothing_to_schnell(name: str, differ: bool) -> None:
+    sampler = Bench(KINDS[name]).sampler
+    low, high = (sampler.draw("x", DrawSettings(2, guidance, 0.0), (1,)).trajectory.clean_latents for guidance in (1.0, 9.0))
+    assert torch.equal(low, high) is not differ
+
+
+def test_the_forward_process_of_dev_is_told_the_guidance_that_it_is_drawn_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(KINDS["FLUX dev"], trajectory_passes=0, forward_passes=1)
+    drawing = bench.drawing(guidance_scale=3.5)
+    monkeypatch.setattr(bench.policy.denoiser, "forward", spy := Mock(wraps=bench.policy.denoiser.forward))
+    bench.train(drawing)
+    assert [call.kwargs["guidance"].tolist() for call in spy.call_args_list] == [[3.5, 3.5]] * len(spy.call_args_list)
+    assert spy.call_count >= 2
+
+
+def test_flux_runs_once_a_step_whatever_the_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(KINDS["FLUX dev"])
+    monkeypatch.setattr(bench.policy.denoiser, "forward", spy := Mock(wraps=bench.policy.denoiser.forward))
+    bench.drawing()
+    assert [len(call.kwargs["hidden_states"]) for call in spy.call_args_list] == [len(SEEDS)] * 3
 
 
 # ---- SDXL ----

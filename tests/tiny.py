@@ -11,6 +11,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -192,5 +194,36 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffu
             tokenizer_2=tiny_tokenizer(),
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
+        )
+    return finished(pipeline)
+
+
+def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxPipeline:
+    """A whole FluxPipeline, as dev is (guidance embedded, dynamic shifting) or, without guidance, as schnell. Its own size is 256x256."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        tokenizer_2, text_encoder_2 = tiny_t5()
+        transformer = FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(2, 2, 4),
+        )
+        pipeline = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                **({"shift": 3.0 if guidance_embeds else 1.0, "use_dynamic_shifting": guidance_embeds} | scheduler)
+            ),
+            vae=tiny_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=CLIPTextModel(clip_config(tokenizer)),
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
         )
     return finished(pipeline)

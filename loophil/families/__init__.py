@@ -4,6 +4,7 @@
     stable_diffusion.py   Stable Diffusion 1.x and 2.x, and the embedded model
     sdxl.py               SDXL: two text encoders, added conditions
     sd3.py                SD3, SD3.5: flow matching; three encoders, of which T5 may be missing
+    flux.py               FLUX.1-dev and -schnell: flow matching; guidance embedded, or none
 
 A family is known by the class of its pipeline. Nothing outside this package knows which one it has: a new family is a file here and a row in
 FAMILIES. No diffusers and no peft in it: a family speaks to the parts of a pipeline that it is given.
@@ -15,6 +16,7 @@ from typing import Any
 
 from loophil.errors import ConfigError
 from loophil.families.base import Embeddings, Family, Words, expand, join
+from loophil.families.flux import Flux
 from loophil.families.sd3 import SD3
 from loophil.families.sdxl import SDXL
 from loophil.families.stable_diffusion import StableDiffusion
@@ -22,6 +24,7 @@ from loophil.families.stable_diffusion import StableDiffusion
 __all__ = ["FAMILIES", "Embeddings", "Family", "Words", "expand", "family_of", "family_type", "join"]
 
 FAMILIES: dict[str, type[Family]] = {
+    "FluxPipeline": Flux,
     "StableDiffusion3Pipeline": SD3,
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": SDXL,
