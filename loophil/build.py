@@ -92,7 +92,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     say("1 of 3: torch and diffusers")
     from loophil.policy import Policy, choose_device, device_memory, load_pipeline
     from loophil.sampler import Sampler
-    from loophil.scheduler import DDIM
+    from loophil.scheduler import schedule_of
     from loophil.trainer import Trainer
 
     device = choose_device(settings.device)
@@ -100,17 +100,31 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     pipeline: Any = load_pipeline(str(EMBEDDED) if settings.model == "embedded" else settings.model, settings.revision, device)
     say("3 of 3: the LoRA")
     policy = Policy(pipeline, settings.lora, seed=settings.seed, size=settings.draw.size)
-    schedule = DDIM.from_config(pipeline.scheduler.config)
+    schedule = schedule_of(policy.family.noise)
+    window = {"auto": None, "on": True, "off": False}[settings.draw.noise_window]
+    sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction, window=window)
     return Engine(
         policy=policy,
-        sampler=Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction),
+        sampler=sampler,
         trainer=Trainer(policy, schedule, settings.learn, seed=settings.seed),
         score=scorer(settings, str(device)),
         describe=describer(settings, str(device)),
-        scheduler="DDIM",
+        scheduler=sampler.process,
         device=str(device),
         memory=lambda: device_memory(device),
+        note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
     )
+
+
+def _note(settings: Settings, trained_steps: int) -> str:
+    """What to say where a drawing has no steps that trajectories can be trained on; ConfigError where nothing else would learn."""
+    if trained_steps or not settings.learn.trajectory_passes:
+        return ""
+    draw = settings.draw
+    few = f"{draw.num_inference_steps} denoising steps at eta {draw.eta:g} leave this model no noise for trajectories to learn from"
+    if not settings.learn.forward_passes:
+        raise ConfigError(f"{few}: choose more steps, or --learn.forward-passes above 0.")
+    return f"{few}: only the forward process learns."
 
 
 def scorer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image], Sequence[str], Collection[str]], Scores]:

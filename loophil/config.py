@@ -47,9 +47,12 @@ class Draw(Section):
     """How groups are drawn."""
 
     num_images_per_prompt: int = Field(4, ge=2, le=8, description="Images of one prompt shown together, k in the formulae; 4 is LOOP's design point.")
-    num_inference_steps: int = Field(12, ge=2, le=100, description="Denoising steps; more is finer and slower.")
+    num_inference_steps: int = Field(12, ge=1, le=100, description="Denoising steps; more is finer and slower; few-step models want few.")
     guidance_scale: float = Field(3.0, ge=1, le=20, description="Classifier-free guidance; 1 = none.")
-    eta: float = Field(1.0, ge=0, le=1, description="DDIM's noise; LOOP needs eta > 0, 1 is as much as DDPM.")
+    eta: float = Field(1.0, ge=0, le=1, description="Noise in a step, DDIM's or flow matching's; LOOP needs eta > 0, 1 is as much as DDPM.")
+    noise_window: Literal["auto", "on", "off"] = Field(
+        "auto", description="Noise in the trained steps alone, the rest deterministic; auto = on for flow matching (SD3, FLUX), off for DDIM."
+    )
     negative_prompt: str = Field("", max_length=1000, description="What not to draw; empty = nothing.")
     size: int = Field(0, ge=0, le=2048, description="Width and height of a picture in pixels, the same for a whole run; 0 = the model's own.")
     prompts: str = Field("world", description="A list of prompts: a name in data/prompts or a text file with one prompt a line; wildcards allowed.")
@@ -60,7 +63,7 @@ class Lora(Section):
 
     rank: int = Field(16, ge=1, le=256, description="Rank of the LoRA matrices.")
     alpha: float = Field(32.0, gt=0, description="LoRA scale: weights act with alpha / rank.")
-    targets: str = Field("to_q,to_k,to_v,to_out.0", description="Module name endings that get a LoRA, comma-separated.")
+    targets: str = Field("", description="Module name endings that get a LoRA, comma-separated; empty = the attention of the model's kind.")
 
 
 class Learn(Section):

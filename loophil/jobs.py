@@ -58,6 +58,7 @@ class Engine:
     score(images, prompts, rewards) -> {reward: (values, reason why some are missing)}
     describe(images, prompts) -> (k, d) of each kind of feature that the taste model learns from
     memory() -> (bytes in use, bytes in all), None without a GPU
+    scheduler: what a group's record says it was drawn with;  note: what the status should say of this model, "" = nothing
     """
 
     policy: Policy
@@ -68,6 +69,7 @@ class Engine:
     scheduler: str
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
+    note: str = ""
 
 
 class Studio:

@@ -298,7 +298,7 @@ class Loop:
         self._errors.pop(LOADING.split()[0], None)
         for version in {0, current}:
             self.strip.want(version)
-        self._tell(device=engine.device)
+        self._tell(device=engine.device, note=engine.note or None)
         return engine
 
     def _adjust(self, settings: Settings) -> None:

@@ -23,13 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from loophil.config import Lora
 from loophil.errors import ConfigError
-from loophil.families import Family, family_of
+from loophil.families import Embeddings, Words, family_of, family_type
 
 LEARNER, PUBLISHED, BASE = "learner", "published", "base"
 CACHED_PROMPTS = 256
-DEFAULT_TARGETS = Lora().targets
-
-Embeddings = tuple[torch.Tensor, torch.Tensor]
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,12 +49,19 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 
 
 def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
-    """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong."""
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong.
+
+    A kind of pipeline that is not supported is refused before its weights are read.
+    """
     for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
         logging.disable_progress_bar()
     try:
-        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, safety_checker=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
+            family = family_type(DiffusionPipeline.load_config(model, revision=revision)["_class_name"])
+        dtype = family.half if device.type == "cuda" else torch.float32
+        left_out = dict.fromkeys(family.without)
+        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, **left_out)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
@@ -81,9 +85,9 @@ class Policy:
         self.pipeline = pipeline
         self.lora = lora
         self.version = 0
-        self.family = _family(pipeline)
-        self.denoiser: Any = getattr(pipeline, self.family.component)
-        self.latent_shape = self._latent_shape(size)
+        self.family = family_of(pipeline, size)
+        self.denoiser: Any = self.family.denoiser
+        self.latent_shape = self.family.latent_shape
         self.device: torch.device = self.denoiser.device
         self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
         for part in pipeline.components.values():
@@ -104,7 +108,8 @@ class Policy:
                 for name in (PUBLISHED, LEARNER):
                     self.denoiser.add_adapter(config, adapter_name=name)
             except ValueError as error:  # peft: no module has such a name, or it is of a kind that takes no LoRA
-                raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {DEFAULT_TARGETS}.") from error
+                own = ",".join(self.family.targets)
+                raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {own}.") from error
         self.denoiser.eval()  # peft adds its layers in training mode
         for name in (PUBLISHED, LEARNER):
             for parameter in self._adapter(name).values():
@@ -113,16 +118,8 @@ class Policy:
 
     @property
     def targets(self) -> list[str]:
-        """Module name endings that carry the LoRA, in order."""
-        return [target.strip() for target in self.lora.targets.split(",") if target.strip()]
-
-    def _latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        channels, own, unit = self.denoiser.config.in_channels, self.denoiser.config.sample_size, self.pipeline.vae_scale_factor
-        if size % unit:
-            raise ConfigError(f"This model draws in steps of {unit} pixels: draw.size must be a multiple of {unit}, not {size}.")
-        height, width = (own, own) if isinstance(own, int) else own
-        return (channels, size // unit, size // unit) if size else (channels, height, width)
+        """Module name endings that carry the LoRA, in order; the family's own where the settings name none."""
+        return [target.strip() for target in self.lora.targets.split(",") if target.strip()] if self.lora.targets else list(self.family.targets)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,27 +159,20 @@ class Policy:
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
         """The model's output (B, C, H, W) at latents (B, C, H, W), timestep () or (B,), as the stock pipeline would have it.
 
-        Guidance runs in one batch, the negative half first; `embeddings` are (positive, negative), each (B, L, W) or (1, L, W).
-        guidance_scale 1 means no guidance, no second half.
+        `embeddings` are of one prompt or of B. guidance_scale 1 means no guidance.
         """
-        n = len(latents)
-        positive, negative = (e if len(e) == n else e.expand(n, -1, -1) for e in embeddings)
-        latents = latents.to(self.dtype)
-        if guidance_scale <= 1:
-            output: torch.Tensor = self.denoiser(latents, timestep, encoder_hidden_states=positive, return_dict=False)[0]
-            return output
-        both = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
-        output = self.denoiser(torch.cat([latents, latents]), both, encoder_hidden_states=torch.cat([negative, positive]), return_dict=False)[0]
-        unconditional, conditional = output.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return self.family.predict(latents, timestep, embeddings, guidance_scale)
+
+    def unguided(self, embeddings: Embeddings, guidance_scale: float) -> Words:
+        """What the model itself is told of a prompt, where guidance is left out: `predict` with these as both halves and a scale of 1."""
+        return self.family.unguided(embeddings, guidance_scale)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> Embeddings:
-        """(positive, negative) text embeddings, each (1, L, W); the last few hundred prompts are kept."""
+        """What the denoiser is told of one prompt; the last few hundred are kept."""
         key = (prompt, negative_prompt)
         if key not in self._prompts:
-            positive, negative = self.pipeline.encode_prompt(prompt, self.device, 1, True, negative_prompt=negative_prompt)[:2]
-            self._prompts[key] = (positive, negative)
+            self._prompts[key] = self.family.encode(prompt, negative_prompt)
             while len(self._prompts) > CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
@@ -191,10 +181,7 @@ class Policy:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of clean latents (B, C, H, W)."""
-        vae = self.pipeline.vae
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        pictures: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return pictures
+        return self.family.decode(latents)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The learner's LoRA matrices, in a fixed order."""
@@ -269,14 +256,6 @@ class Policy:
         with torch.no_grad():
             for key, value in mine.items():
                 value.copy_(weights[key])
-
-
-def _family(pipeline: Any) -> Family:
-    """The family of a pipeline; ConfigError where it is not supported."""
-    unet, scheduler = (getattr(pipeline, part, None) for part in ("unet", "scheduler"))
-    width = getattr(getattr(unet, "config", None), "cross_attention_dim", 0)
-    prediction = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
-    return family_of(type(pipeline).__name__, text_width=width, prediction_type=prediction)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Draws groups: k images of one prompt with their trajectories, by the published adapter (or the base, or the learner).
 
-The rollout equals stock `StableDiffusionPipeline(eta=...)` with the same generators in float32. It stores nothing and rates
+The rollout equals the stock pipeline's with the same generators in float32 (DDIM at any eta, flow matching at 0). It stores nothing and rates
 nothing; the old log-probabilities are those of drawing time and are never computed again.
 """
 
@@ -17,24 +17,39 @@ from loophil.policy import BASE, PUBLISHED, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, trainable
 from loophil.types import Drawing, DrawSettings, Trajectory
 
+LEAST_STD = 0.03  # of the noisiest step, in latents of spread 1: a chain with less is a deterministic one, and its log-ratios say nothing
+
 
 class Sampler:
     """A policy and the schedule it is drawn with.
 
     timestep_fraction   share of the denoising steps that are kept for training, the first (noisiest) ones
+    window              whether only these steps get noise and the rest is deterministic (MixGRPO, arXiv 2507.21802); None = as the schedule says
     """
 
-    def __init__(self, policy: Policy, schedule: Schedule, *, timestep_fraction: float) -> None:
+    def __init__(self, policy: Policy, schedule: Schedule, *, timestep_fraction: float, window: bool | None = None) -> None:
         self.policy = policy
         self.schedule = schedule
         self.timestep_fraction = timestep_fraction
+        self.window = schedule.windowed if window is None else window
+
+    @property
+    def process(self) -> str:
+        """How it draws, in words, for a group's record."""
+        return f"{self.schedule.name}, noise window" if self.window else self.schedule.name
 
     def trained_steps(self, settings: DrawSettings) -> int:
-        """S: the first steps of a rollout that are trained; never the last, almost noiseless one, never one without a density."""
-        dense = trainable(self.schedule, settings.num_inference_steps, settings.eta)
-        wanted = max(1, round(self.timestep_fraction * settings.num_inference_steps))
+        """S: the first steps of a rollout that are trained; never the last, almost noiseless one, never one without a density.
+
+        0 where there are none, or where even the first is almost without noise: then only the forward process can learn.
+        """
+        steps, eta = settings.num_inference_steps, settings.eta
+        if self.schedule.std(self.schedule.timesteps(steps)[0], num_inference_steps=steps, eta=eta) < LEAST_STD:
+            return 0
+        dense = trainable(self.schedule, steps, eta)
+        wanted = max(1, round(self.timestep_fraction * steps))
         first_gap = int((~dense).nonzero()[0]) if not bool(dense.all()) else len(dense)
-        return min(wanted, first_gap, settings.num_inference_steps - 1)
+        return min(wanted, first_gap, steps - 1)
 
     @torch.no_grad()
     def draw(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str = PUBLISHED) -> Drawing:
@@ -47,13 +62,14 @@ class Sampler:
         embeddings = policy.encode_prompt(prompt, settings.negative_prompt)
         trained = self.trained_steps(settings)
         timesteps = self.schedule.timesteps(settings.num_inference_steps)
-        latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings[0].dtype) * self.schedule.init_noise_sigma
+        latents = randn((k, *policy.latent_shape), generators, policy.device, embeddings.dtype) * self.schedule.init_noise_sigma
         chain, log_probs = [latents], [torch.zeros(k, 0, device=policy.device)]
         with policy.acting(who):
-            for timestep in timesteps.to(policy.device):
+            for number, timestep in enumerate(timesteps.to(policy.device)):
+                eta = settings.eta if number < trained or not self.window else 0.0
                 output = policy.predict(latents, timestep, embeddings, settings.guidance_scale)
                 latents, log_prob = step_with_log_prob(
-                    self.schedule, output, timestep, latents, num_inference_steps=settings.num_inference_steps, eta=settings.eta, generator=generators
+                    self.schedule, output, timestep, latents, num_inference_steps=settings.num_inference_steps, eta=eta, generator=generators
                 )
                 if len(chain) <= trained:
                     chain.append(latents)

@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from loophil.config import Learn
 from loophil.errors import LearningError
+from loophil.families import Embeddings, Words, expand, join
 from loophil.objectives import OBJECTIVES, ObjectiveStats, forward_process, per_dimension, sample_dropout
-from loophil.policy import BASE, LEARNER, Embeddings, Policy
+from loophil.policy import BASE, LEARNER, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob
 from loophil.types import Lesson, Trajectory, UpdateStats
 
@@ -186,9 +187,12 @@ class Trainer:
             x0=torch.cat(clean).to(device).float(),
             noise=torch.cat([randn(c.shape[1:], self.rng, c.device, torch.float32).expand_as(c) for c in clean]).to(device),
             timesteps=torch.cat([time.expand(len(c)) for time, c in zip(times, clean, strict=True)]).to(device),
-            words=torch.cat([e.embeddings[0].expand(len(c), -1, -1) for e, c in zip(chosen, clean, strict=True)]),
+            words=join([expand(self._words(e), len(c)) for e, c in zip(chosen, clean, strict=True)]),
             advantages=torch.cat([e.advantages for e in chosen]).to(device),
         )
+
+    def _words(self, example: Example) -> Words:
+        return self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
 
     def _forward_loss(self, batch: _Noised, rows: torch.Tensor) -> torch.Tensor:
         """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns.
@@ -196,12 +200,14 @@ class Trainer:
         The reference is the base, not the published version as in DiffusionNFT: that one moves with every update, and few ratings said again
         and again would pull the model ever further away. From the base there is a farthest point, by `beta`, whatever the number of updates.
         """
-        x0, noise, t, words = batch.x0[rows], batch.noise[rows], batch.timesteps[rows], batch.words[rows]
+        x0, noise, t = batch.x0[rows], batch.noise[rows], batch.timesteps[rows]
+        words = {name: tensor[rows] for name, tensor in batch.words.items()}
+        embeddings = Embeddings(words, words)
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
         with torch.no_grad(), self.policy.acting(BASE):
-            v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)
+            v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
-            v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, (words, words), 1.0), x_t, t)
+            v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         loss, _ = forward_process(v_theta, v_ref, self.schedule.velocity(x0, noise, t), batch.advantages[rows], beta=self.learn.beta)
         return loss
 
@@ -261,12 +267,12 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class _Noised:
-    """n images of one step of the forward process, on the device: x0, noise (n, C, H, W), timesteps (n,), words (n, L, W), advantages (n,)."""
+    """n images of one step of the forward process, on the device: x0, noise (n, C, H, W), timesteps (n,), words (n, ...), advantages (n,)."""
 
     x0: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
-    words: torch.Tensor
+    words: Words
     advantages: torch.Tensor
 
 

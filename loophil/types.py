@@ -25,7 +25,7 @@ MAX_SEED = 2**53
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How a group is drawn; replay needs the very same. `eta` is DDIM's, 1 = as much noise as DDPM."""
+    """How a group is drawn; replay needs the very same. `eta` is DDIM's, 1 = as much noise as DDPM, or flow matching's noise level."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -276,6 +276,7 @@ class Status:
     raters    people whose pages ask for groups just now
     memory    (bytes in use, bytes in all) of the GPU, None without one
     remedies  what may help against `last_error`: RETRY, LESS_MEMORY
+    note      what should be known of this model, e.g. that it leaves no noise for trajectories to learn from
     """
 
     run: str
@@ -300,4 +301,5 @@ class Status:
     seconds_per_group: float | None = None
     raters: int = 0
     memory: tuple[int, int] | None = None
+    note: str | None = None
     time: float = 0.0

@@ -82,6 +82,7 @@ class FakeEngine:
     loads: int = 0
     learn: Learn | None = None
     memory: tuple[int, int] | None = None
+    note: str = ""
     hold: Callable[[str], None] = lambda what: None
 
     def engine(self, say: Callable[[str], None]) -> Engine:
@@ -98,6 +99,7 @@ class FakeEngine:
             scheduler="DDIM",
             device="fake",
             memory=lambda: self.memory,
+            note=self.note,
         )
 
     def _work(self, what: str, seconds: float) -> None:

@@ -71,6 +71,7 @@ class FakeSession:
             self.paused = False
             self.worker = "waiting for ratings"
             self.last_error: str | None = None
+            self.note: str | None = None
             self.remedies: tuple[str, ...] = ()
             self.memory: tuple[int, int] | None = None
             self.raters = 1
@@ -120,6 +121,7 @@ class FakeSession:
             no_signal=self.no_signal,
             last_error=self.last_error,
             remedies=self.remedies,
+            note=self.note,
             memory=self.memory,
             raters=self.raters,
             time=time.time(),

@@ -681,6 +681,8 @@ def test_the_bar_shows_versions_with_their_age_and_faults_in_words(desk: tuple[F
     session.raters, session.memory = 3, (7_100_000_000, 24_000_000_000)
     expect(page.locator(".lh-bar .people")).to_have_text("3rating now")
     expect(page.locator(".lh-bar .gpu")).to_have_text("7.1 of 24 GBGPU")
+    session.note = "4 denoising steps leave no noise: only the forward process learns."
+    expect(page.locator(".lh-bar .note")).to_have_text(session.note)
     session.last_error = "Out of memory while updating; rolled back to v1."
     expect(page.locator(".lh-bar .error")).to_have_text(session.last_error)
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()

@@ -539,12 +539,13 @@ def test_whoever_waits_sees_how_far_it_is_and_what_it_needs(staged: Staged) -> N
     stage = staged()
     said: dict[str, list[str]] = {"load": [], "update": []}
     stage.fake.hold = lambda what: said.get(what, []).append(stage.loop.status.worker)
-    stage.fake.memory = (7, 24)
+    stage.fake.memory, stage.fake.note = (7, 24), "only the forward process learns."
     stage.run()
     assert said["load"] == ["loading the model, 1 of 1: nothing"]
     teach(stage)
     assert said["update"][:3] == ["updating", "updating, 1 of 12", "updating, 2 of 12"]
     assert stage.session.status().memory == (7, 24)
+    assert stage.session.status().note == "only the forward process learns."
     assert stage.session.status().raters == 0
     for rater, page in (("ann", "1"), ("ann", "2"), ("bob", "3")):
         stage.session.upcoming(rater, page=page)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from loophil.config import Lora
 from loophil.errors import LearningError
 from loophil.policy import LEARNER, Policy
 from loophil.sampler import Sampler
-from loophil.scheduler import DDIM, step_with_log_prob
+from loophil.scheduler import DDIM, FlowMatching, step_with_log_prob
 from loophil.types import Drawing, DrawSettings
 from tests.tiny import tiny_pipeline
 
@@ -145,6 +146,26 @@ def test_the_early_steps_that_have_a_density_are_trained(
 def test_nothing_after_the_first_step_without_a_density_is_trained(shared: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loophil.sampler.trainable", lambda *args: torch.tensor([True, True, False, True, True]))
     assert Sampler(shared.policy, shared.schedule, timestep_fraction=1.0).trained_steps(DrawSettings(5, 1.0, 1.0)) == 2
+
+
+def test_a_chain_with_almost_no_noise_is_not_trained(shared: Sampler) -> None:
+    # flow matching in two steps: the second time is 1/1000, and the first step's noise is that of it
+    schedule = FlowMatching(1000)
+    assert float(schedule.std(torch.tensor(1000.0), num_inference_steps=2, eta=0.9)) == pytest.approx(0.9 * math.sqrt(0.001), rel=0.01)
+    few = Sampler(shared.policy, schedule, timestep_fraction=1.0)
+    assert [few.trained_steps(DrawSettings(steps, 1.0, 0.9)) for steps in (1, 2, 3)] == [0, 0, 2]
+
+
+def test_with_a_window_only_the_trained_steps_have_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer = sampler(timestep_fraction=0.5)
+    windowed = Sampler(drawer.policy, drawer.schedule, timestep_fraction=0.5, window=True)
+    monkeypatch.setattr("loophil.sampler.step_with_log_prob", spy := Mock(wraps=step_with_log_prob))
+    all_noise, window = drawer.draw("a red circle", SETTINGS, SEEDS), windowed.draw("a red circle", SETTINGS, SEEDS)
+    assert [call.kwargs["eta"] for call in spy.call_args_list] == [1.0] * 4 + [1.0, 1.0, 0.0, 0.0]
+    assert torch.equal(all_noise.trajectory.latents, window.trajectory.latents)  # the trained steps are the same, and score the same
+    assert not torch.equal(all_noise.trajectory.clean_latents, window.trajectory.clean_latents)
+    assert (drawer.process, windowed.process) == ("DDIM", "DDIM, noise window")
+    assert Sampler(drawer.policy, FlowMatching(1000), timestep_fraction=0.5).process == "flow matching, noise window"
 
 
 def test_only_trained_steps_are_stored(shared: Sampler) -> None:

@@ -5,13 +5,27 @@ import math
 from itertools import pairwise, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Generator, Tensor
 
 from loophil.errors import ConfigError
-from loophil.scheduler import BETAS, DDIM, DEFAULTS, PREDICTION_TYPES, SPACINGS, Schedule, randn, step_with_log_prob, trainable
+from loophil.scheduler import (
+    BETAS,
+    DDIM,
+    DEFAULTS,
+    PREDICTION_TYPES,
+    SPACINGS,
+    FlowMatching,
+    Schedule,
+    randn,
+    schedule_of,
+    step_with_log_prob,
+    trainable,
+)
 from tests.tiny import tiny_pipeline
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
@@ -262,3 +276,118 @@ def test_a_config_that_cannot_be_used_is_refused_with_all_its_faults() -> None:
 def test_zero_terminal_snr_with_epsilon_is_refused() -> None:
     with pytest.raises(ConfigError, match="rescale_betas_zero_snr needs v_prediction or sample"):
         ddim(rescale_betas_zero_snr=True)
+
+
+# ---- flow matching ----
+
+FLOWS: list[dict[str, Any]] = [
+    {},
+    {"shift": 3.0},  # SD3
+    {"use_dynamic_shifting": True, "image_seq_len": 1024},  # SD3.5 with dynamic shifting
+    {"shift": 1.0, "from_one": True},  # FLUX.1-schnell
+    {"use_dynamic_shifting": True, "from_one": True, "image_seq_len": 4096},  # FLUX.1-dev at 1024 pixels
+    {"use_dynamic_shifting": True, "from_one": True, "image_seq_len": 4096, "shift_terminal": 0.02},  # Qwen-Image
+    {"use_dynamic_shifting": True, "image_seq_len": 1024, "time_shift_type": "linear"},
+    {"num_train_timesteps": 500, "shift": 2.0},
+]
+
+
+def stock_flow(config: dict[str, Any], num_inference_steps: int) -> FlowMatchEulerDiscreteScheduler:
+    """Diffusers' scheduler, set up as a pipeline does."""
+    stock = FlowMatchEulerDiscreteScheduler(**{name: value for name, value in config.items() if name not in ("image_seq_len", "from_one")})
+    told: dict[str, Any] = {}
+    if config.get("use_dynamic_shifting"):
+        told["mu"] = calculate_shift(config["image_seq_len"], 256, 4096, 0.5, 1.15)
+    if config.get("from_one"):
+        told["sigmas"] = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    stock.set_timesteps(num_inference_steps, **told)
+    return stock
+
+
+@pytest.mark.parametrize("config", FLOWS)
+@pytest.mark.parametrize("num_inference_steps", [2, 4, 7, 28])
+def test_without_noise_every_flow_step_is_that_of_diffusers(config: dict[str, Any], num_inference_steps: int) -> None:
+    stock, schedule = stock_flow(config, num_inference_steps), FlowMatching.from_config(config)
+    assert torch.equal(schedule.timesteps(num_inference_steps), stock.timesteps)
+    theirs = ours = torch.randn(SHAPE, generator=seeded(1))
+    for t in stock.timesteps:
+        theirs = stock.step(theirs.tanh(), t, theirs, return_dict=False)[0]
+        ours, log_prob = step_with_log_prob(schedule, ours.tanh(), t, ours, num_inference_steps=num_inference_steps, eta=0.0)
+        assert torch.equal(theirs, ours)
+        assert not log_prob.any()
+    assert not trainable(schedule, num_inference_steps, 0.0).any()
+
+
+def test_a_flow_step_is_flow_grpo_s() -> None:
+    # times 1, 1/2, 0; a = 0.5.  At t = 1/2: sigma = 0.5 * sqrt(1) = 0.5, dt = -1/2, std = 0.5 * sqrt(1/2) = 0.353553
+    #   mean = x (1 - 0.25 / (2 * 0.5) * 0.5) + v (1 + 0.25 * 0.5 / (2 * 0.5)) * -0.5 = 0.875 x - 0.5625 v
+    # At t = 1 sigma is that of the second time: 0.5 too.  mean = x (1 - 0.25 / 2 * 0.5) + v * -0.5 = 0.9375 x - 0.5 v
+    schedule, x, v = FlowMatching(1000, from_one=True), torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 4.0)
+    assert schedule.timesteps(2).tolist() == [1000, 500]
+    for t, mean in ((1000.0, 0.9375 * 2 - 0.5 * 4), (500.0, 0.875 * 2 - 0.5625 * 4)):
+        prev, log_prob = step_with_log_prob(schedule, v, torch.tensor(t), x, num_inference_steps=2, eta=0.5, noise=torch.ones_like(x))
+        assert prev.flatten().tolist() == pytest.approx([mean + 0.353553] * 4, abs=1e-5)
+        # one std off: -1/2 - ln 0.353553 - ln(2 pi) / 2 = -0.379218
+        assert log_prob.tolist() == pytest.approx([-0.379218], abs=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_the_stochastic_flow_has_the_marginals_of_the_deterministic_one(eta: float) -> None:
+    # pictures of one point, 2: the true velocity is v = (x_t - 2) / t, and whatever the noise, x_t has mean 2 (1 - t) and spread t
+    schedule, steps = FlowMatching(1000, from_one=True), 200
+    generator, x = seeded(3), torch.randn(1, 1, 100, 100, generator=seeded(1))
+    for number, t in enumerate(schedule.timesteps(steps)):
+        time = float(t) / 1000
+        if number in (40, 100, 160):
+            assert float(x.mean()) == pytest.approx(2 * (1 - time), abs=0.03)
+            assert float(x.std()) == pytest.approx(time, rel=0.05)
+        x, _ = step_with_log_prob(schedule, (x - 2) / time, t, x, num_inference_steps=steps, eta=eta, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_a_flow_drew_scores_exactly_the_same_in_a_batch_of_mixed_steps(dtype: torch.dtype) -> None:
+    schedule, steps = FlowMatching.from_config(FLOWS[1]), 6
+    timesteps, latents, log_probs = schedule.timesteps(steps), [torch.randn(SHAPE, generator=seeded(1)).to(dtype)], []
+    generator = seeded(2)
+    for t in timesteps:
+        x, log_prob = step_with_log_prob(schedule, latents[-1].tanh(), t, latents[-1], num_inference_steps=steps, eta=0.7, generator=generator)
+        latents.append(x)
+        log_probs.append(log_prob)
+        assert x.dtype == dtype
+        assert log_prob.dtype == torch.float32
+    before, after = (torch.cat(part) for part in zip(*pairwise(latents), strict=True))
+    mixed = timesteps.repeat_interleave(SHAPE[0])
+    _, replayed = step_with_log_prob(schedule, before.tanh(), mixed, before, num_inference_steps=steps, eta=0.7, prev_sample=after)
+    assert torch.equal((replayed - torch.cat(log_probs)).exp(), torch.ones(len(mixed)))
+
+
+def test_noise_and_velocity_of_the_flow_are_those_of_its_straight_line() -> None:
+    # x_t = (1 - t) x_0 + t noise; its slope in t is noise - x_0, and x_t - t v is x_0 again
+    schedule, x0, noise = FlowMatching(1000), torch.randn(SHAPE, generator=seeded(1)), torch.randn(SHAPE, generator=seeded(2))
+    t = torch.tensor([0, 250, 1000])
+    x_t, v = schedule.add_noise(x0, noise, t), schedule.velocity(x0, noise, t)
+    assert torch.equal(x_t[0], x0[0])
+    assert torch.equal(x_t[2], noise[2])
+    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * noise[1])
+    torch.testing.assert_close(x_t - t.reshape(3, 1, 1, 1) / 1000 * v, x0)
+    half = v.half()
+    assert schedule.to_velocity(half, x_t, t).dtype == schedule.add_noise(half, half, t).dtype == torch.float32
+
+
+def test_the_only_step_of_a_flow_has_no_density() -> None:
+    assert trainable(FlowMatching(1000, from_one=True), 1, 0.7).tolist() == [False]
+    with pytest.raises(ConfigError, match="0 denoising steps are impossible"):
+        FlowMatching(1000).timesteps(0)
+
+
+def test_a_flow_that_cannot_be_used_is_refused_with_all_its_faults() -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)stochastic_sampling is not supported.*use_beta_sigmas is not.*time_shift_type 'square' is not one of"
+    ):
+        FlowMatching.from_config({"stochastic_sampling": True, "use_beta_sigmas": True, "time_shift_type": "square"})
+
+
+def test_the_kind_of_schedule_follows_from_the_scheduler_s_class() -> None:
+    assert isinstance(schedule_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}), FlowMatching)
+    assert isinstance(schedule_of({"_class_name": "PNDMScheduler", **STABLE_DIFFUSION}), DDIM)
+    assert isinstance(schedule_of(STABLE_DIFFUSION), DDIM)

@@ -30,6 +30,8 @@ function paint() {
     say('.against', `against base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
     find('.better').title = verdictWords(status.better);
   }
+  say('.note', status.note || '');
+  show('.note', Boolean(status.note));
   fail(status.last_error, status.may_teach ? status.remedies : []);
   say('.pause', status.paused ? 'Resume' : 'Pause');
   find('.pause').title = status.paused ? 'Go on learning' : 'Stop learning; rating goes on';

@@ -1,107 +1,21 @@
-"""One denoising step as a Gaussian that is drawn from or scored: the policy of LOOP. DDIM here; flow matching takes the same seam.
-
-A schedule says what it knows of its process (`Schedule`); `step_with_log_prob` is the one place where a step is drawn, and where it is scored
-again, so that the ratio of an unchanged policy is exactly 1. It is not diffusers' scheduler, whose step has no density and does its arithmetic in
-half precision; it equals it in float32, and needs nothing but the scheduler's config, so that nothing here imports diffusers.
-
-B images, T denoising steps, latents (B, C, H, W), D = C*H*W. Arithmetic is in float32 whatever comes in; latents leave in the dtype they had.
-"""
+"""DDIM: the process of Stable Diffusion and SDXL."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from loophil.errors import ConfigError
+from loophil.scheduler.step import per_image
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-class Schedule(Protocol):
-    """What a noise process must say of itself. `timesteps` (B,) or one for all; `num_inference_steps` T sets how far a step goes."""
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the first latents."""
-
-    @property
-    def num_train_timesteps(self) -> int:
-        """How many timesteps the base was trained with."""
-
-    def timesteps(self, num_inference_steps: int) -> Tensor:
-        """The (T,) timesteps of a rollout, noisiest first."""
-
-    def std(self, timesteps: Tensor | int, *, num_inference_steps: int, eta: float) -> Tensor:
-        """sigma_t (B,): standard deviation of the noise that the step at `timesteps` adds; float32."""
-
-    def mean(self, model_output: Tensor, timesteps: Tensor | int, latents: Tensor, *, num_inference_steps: int, eta: float) -> Tensor:
-        """mu_t (B, C, H, W): where the step goes without its noise; float32, differentiable in `model_output`."""
-
-    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """x_t (B, C, H, W): clean latents noised to `timesteps`."""
-
-    def velocity(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """v (B, C, H, W): what a velocity model should predict at that x_t."""
-
-    def to_velocity(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
-        """v (B, C, H, W): the model's prediction, of whatever type, as a velocity."""
-
-
-def step_with_log_prob(
-    schedule: Schedule,
-    model_output: Tensor,
-    timestep: Tensor | int,
-    latents: Tensor,
-    *,
-    num_inference_steps: int,
-    eta: float,
-    noise: Tensor | None = None,
-    generator: Generator | list[Generator] | None = None,
-    prev_sample: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """x_{t-1} ~ N(mu_t, sigma_t^2), drawn, or scored where `prev_sample` is given -> (x_{t-1} (B, C, H, W), log_prob (B,)).
-
-        log_prob = 1/D * log N(x_{t-1}; mu_t, sigma_t^2 I)      the MEAN over the latent's D dimensions (DDPO's and Flow-GRPO's convention)
-
-    The latent is rounded to `latents.dtype` before it is scored, so a stored one scores the same. Where sigma_t = 0 there is no density:
-    log_prob is 0, without gradient; `trainable` says where.
-
-    model_output   (B, C, H, W)  with guidance; whatever type the schedule predicts
-    timestep       one for all, or (B,): a replay mixes steps
-    latents        (B, C, H, W)  x_t
-    noise          (B, C, H, W)  instead of drawing it
-    generator      one, or one per image; drawn from only if eta > 0, as diffusers does
-    prev_sample    (B, C, H, W)  the stored x_{t-1}: score it, draw nothing
-    """
-    mean = schedule.mean(model_output, timestep, latents, num_inference_steps=num_inference_steps, eta=eta)
-    std = _per_image(schedule.std(timestep, num_inference_steps=num_inference_steps, eta=eta), latents)
-    if prev_sample is None:
-        if eta > 0 and noise is None:
-            noise = randn(latents.shape, generator, latents.device, model_output.dtype)
-        prev_sample = (mean if noise is None else mean + std * noise).to(latents.dtype)
-    x = prev_sample.detach().float()
-    sigma = torch.where(std > 0, std, 1.0)  # 0 would give NaN, and NaN * 0 in the gradient
-    log_density = -0.5 * ((x - mean) / sigma) ** 2 - sigma.log() - 0.5 * math.log(2 * math.pi)
-    return prev_sample, torch.where(std > 0, log_density, 0.0).flatten(1).mean(1)
-
-
-def trainable(schedule: Schedule, num_inference_steps: int, eta: float) -> Tensor:
-    """Which steps have a density, (T,) bool: sigma_t > 0. The others are drawn, never trained."""
-    return schedule.std(schedule.timesteps(num_inference_steps), num_inference_steps=num_inference_steps, eta=eta) > 0
-
-
-def randn(shape: torch.Size | tuple[int, ...], generator: Generator | list[Generator] | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Standard normal noise, drawn in the order of diffusers' `randn_tensor`: on the generator's device, image by image where there are several."""
-    generators = generator if isinstance(generator, list) else [generator]
-    each = (shape[0] // len(generators), *shape[1:])
-    return torch.cat([torch.randn(each, generator=g, device=g.device if g else device, dtype=dtype) for g in generators]).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +39,8 @@ class DDIM:
     steps_offset: int
     clip_sample_range: float
     init_noise_sigma: float = 1.0
+    name: str = "DDIM"
+    windowed: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DDIM:
@@ -171,7 +87,7 @@ class DDIM:
         x0, eps = self.denoise(model_output, latents, timesteps)
         x0 = x0.clamp(-self.clip_sample_range, self.clip_sample_range)
         direction = (1 - a_prev - sigma**2).clamp(min=0).sqrt()  # rounding takes it just below 0 where a_t = 0
-        return _per_image(a_prev.sqrt(), latents) * x0 + _per_image(direction, latents) * eps
+        return per_image(a_prev.sqrt(), latents) * x0 + per_image(direction, latents) * eps
 
     def denoise(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
         """The model's prediction, of whatever type, as (x_0, eps), each (B, C, H, W)."""
@@ -212,7 +128,7 @@ class DDIM:
         """(sqrt(a_t), sqrt(1 - a_t)), shaped to multiply latents."""
         t = torch.as_tensor(timesteps)
         a_t = self.alphas_cumprod.to(t.device)[t]
-        return _per_image(a_t.sqrt(), latents), _per_image((1 - a_t).sqrt(), latents)
+        return per_image(a_t.sqrt(), latents), per_image((1 - a_t).sqrt(), latents)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -246,11 +162,6 @@ def _trailing(N: int, T: int, offset: int) -> NDArray[np.int64]:
 
 # Source: arXiv 2305.08891, table 2.
 SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace}
-
-
-def _per_image(coefficient: Tensor, latents: Tensor) -> Tensor:
-    """(B,) or () -> (B, 1, 1, 1) or (1, 1, 1, 1) on the latents' device, to multiply them."""
-    return coefficient.to(latents.device).reshape(-1, *[1] * (latents.ndim - 1))
 
 
 def _faults(config: Mapping[str, Any]) -> list[str]:

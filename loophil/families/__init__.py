@@ -1,0 +1,43 @@
+"""What differs between model families, a small class each: how it encodes, predicts and decodes, what of it carries the LoRA, what it is called.
+
+    base.py               what every family says of itself, and classifier-free guidance for those that have it
+    stable_diffusion.py   Stable Diffusion 1.x and 2.x, and the embedded model
+    sdxl.py               SDXL: two text encoders, added conditions
+    sd3.py                SD3, SD3.5: flow matching; three encoders, of which T5 may be missing
+    flux.py               FLUX.1-dev and -schnell: flow matching; guidance embedded, or none
+
+A family is known by the class of its pipeline. Nothing outside this package knows which one it has: a new family is a file here and a row in
+FAMILIES. No diffusers and no peft in it: a family speaks to the parts of a pipeline that it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loophil.errors import ConfigError
+from loophil.families.base import Embeddings, Family, Words, expand, join
+from loophil.families.flux import Flux
+from loophil.families.sd3 import SD3
+from loophil.families.sdxl import SDXL
+from loophil.families.stable_diffusion import StableDiffusion
+
+__all__ = ["FAMILIES", "Embeddings", "Family", "Words", "expand", "family_of", "family_type", "join"]
+
+FAMILIES: dict[str, type[Family]] = {
+    "FluxPipeline": Flux,
+    "StableDiffusion3Pipeline": SD3,
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": SDXL,
+}
+
+
+def family_type(pipeline_class: str) -> type[Family]:
+    """The family of pipelines of this class; ConfigError lists those that are known."""
+    if pipeline_class not in FAMILIES:
+        raise ConfigError(f"A {pipeline_class} cannot be tuned yet. Supported: {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[pipeline_class]
+
+
+def family_of(pipeline: Any, size: int = 0) -> Family:
+    """The family of a pipeline, set up for pictures of `size` pixels, 0 = the model's own. ConfigError as `family_type` and `Family` say."""
+    return family_type(type(pipeline).__name__)(pipeline, size)
