@@ -15,7 +15,7 @@ from loophil.build import load_engine
 from loophil.config import Settings
 from loophil.evaluation import wilson
 from loophil.types import DrawSettings
-from rewards.clip_score import ClipScore
+from rewards.features import shared_features
 
 
 def run(argv: list[str]) -> int:
@@ -60,7 +60,7 @@ def _two(stated: Scene) -> bool:
 
 def _captions(n: int) -> tuple[int, int]:
     """How often data/clip scores a picture's own caption above 15 captions that are wrong in one attribute."""
-    clip, rng, right = ClipScore(), np.random.default_rng(78), 0
+    clip, rng, right = shared_features(), np.random.default_rng(78), 0
     for _ in range(n):
         stated, scene = None, sample_scene(rng)
         while stated is None or not held_out(stated):
@@ -70,8 +70,7 @@ def _captions(n: int) -> tuple[int, int]:
         while len(texts) < 16:
             texts[caption(one_changed(stated, rng), rng, keep=1.0)[0]] = None
         image = render(scene, sample_style(rng), rng)
-        scores = clip.score([image] * 16, list(texts)).value
-        right += int(np.argmax(scores) == 0)
+        right += int(np.argmax(clip.texts(list(texts)) @ clip.images([image])[0]) == 0)
     return right, n
 
 
