@@ -706,7 +706,7 @@ def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[Fak
     page = context.new_page()
     page.goto(url)
     expect(page.locator(".lh-hint")).to_contain_text("The model is loading (part 2 of 3: the weights of the base).")
-    page.wait_for_selector(".lh-board[data-state=rating]", timeout=15_000)
+    page.wait_for_selector(".lh-board[data-state=example]", timeout=15_000)
     expect(page.locator(".lh-prompt")).to_have_text("An example, to try the keys while the model loads")
     press(page, "2", "4")
     expect(page.locator(".last")).to_have_text("You chose: best 2, worst 4 (an example, not stored)")

@@ -136,7 +136,7 @@ function next() {
 function put() {
   clearMarks();
   unzoom();
-  element.querySelector('.lh-board').dataset.state = current ? 'rating' : 'waiting';
+  element.querySelector('.lh-board').dataset.state = !current ? 'waiting' : current === example ? 'example' : 'rating';
   order = cards.map((_, i) => i).slice(0, current ? current.images.length : k);
   if (current) shuffle(order);
   cards.forEach((card, shown) => {
