@@ -64,7 +64,7 @@ class Understanding:
             return
         self._features = {name: known for name, known in self._features.items() if name in self._kept(rated)}
         choices = [choice for taught in rated for choice in self._choices(taught, describe)]
-        widths = [part.shape[1] for part in self._of(rated[0].group, describe)] if choices else []
+        widths = [part.shape[1] for part in self._features[choices[0].group]] if choices else []
         self.taste = Taste.fit(choices, blocks=widths)
         self.agreement = self.taste.agreement()
         self._fitted = acts
@@ -86,7 +86,10 @@ class Understanding:
         return opinion
 
     def _choices(self, taught: Taught, describe: Describe) -> list[Choice]:
-        features = np.hstack(self._of(taught.group, describe))
+        try:
+            features = np.hstack(self._of(taught.group, describe))
+        except OSError:  # a picture is lost: what was said of it says nothing now
+            return []
         return [Choice(taught.group.id, rater, features, stars) for rater, stars in taught.ratings.items()]
 
     def _of(self, group: Group, describe: Describe) -> Sequence[Array]:

@@ -87,6 +87,15 @@ def test_each_group_is_described_once_and_nothing_is_learned_anew_without_news(r
     assert describe.groups == [group.id for group in first + second]
 
 
+def test_a_group_with_a_lost_picture_is_passed_over(room: Room) -> None:
+    understanding, describe = Understanding(room.store), Asked(room.store)
+    lost, *_ = rate_by_red(room, FEWEST + 1)
+    (room.store.images / lost.images[0].file).unlink()
+    understanding.look(describe)
+    assert understanding.agreement is not None
+    assert understanding.agreement.choices == FEWEST
+
+
 def test_its_opinion_becomes_scores_and_follows_what_it_learns_later(room: Room) -> None:
     understanding, describe = Understanding(room.store), Asked(room.store)
     rate_by_red(room, 12)
