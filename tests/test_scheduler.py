@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
@@ -170,19 +171,22 @@ def test_log_prob_is_the_mean_over_the_latent_dimensions() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_was_drawn_scores_exactly_the_same_in_a_batch_of_mixed_steps(dtype: torch.dtype) -> None:
-    schedule, steps = ddim(prediction_type="v_prediction", set_alpha_to_one=False), 6
+@pytest.mark.parametrize(
+    ("made", "eta"), [(lambda: ddim(prediction_type="v_prediction", set_alpha_to_one=False), 1.0), (lambda: FlowMatching.from_config(FLOWS[1]), 0.7)]
+)
+def test_what_was_drawn_scores_exactly_the_same_in_a_batch_of_mixed_steps(made: Callable[[], Schedule], eta: float, dtype: torch.dtype) -> None:
+    schedule, steps = made(), 6
     timesteps, latents, log_probs = schedule.timesteps(steps), [torch.randn(SHAPE, generator=seeded(1)).to(dtype)], []
     generator = seeded(2)
     for t in timesteps:
-        x, log_prob = step_with_log_prob(schedule, latents[-1].tanh(), int(t), latents[-1], num_inference_steps=steps, eta=1.0, generator=generator)
+        x, log_prob = step_with_log_prob(schedule, latents[-1].tanh(), t, latents[-1], num_inference_steps=steps, eta=eta, generator=generator)
         latents.append(x)
         log_probs.append(log_prob)
         assert x.dtype == dtype
         assert log_prob.dtype == torch.float32
     before, after = (torch.cat(part) for part in zip(*pairwise(latents), strict=True))
     mixed = timesteps.repeat_interleave(SHAPE[0])
-    _, replayed = step_with_log_prob(schedule, before.tanh(), mixed, before, num_inference_steps=steps, eta=1.0, prev_sample=after)
+    _, replayed = step_with_log_prob(schedule, before.tanh(), mixed, before, num_inference_steps=steps, eta=eta, prev_sample=after)
     assert torch.equal((replayed - torch.cat(log_probs)).exp(), torch.ones(len(mixed)))
 
 
@@ -342,23 +346,6 @@ def test_the_stochastic_flow_has_the_marginals_of_the_deterministic_one(eta: flo
             assert float(x.mean()) == pytest.approx(2 * (1 - time), abs=0.03)
             assert float(x.std()) == pytest.approx(time, rel=0.05)
         x, _ = step_with_log_prob(schedule, (x - 2) / time, t, x, num_inference_steps=steps, eta=eta, generator=generator)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_a_flow_drew_scores_exactly_the_same_in_a_batch_of_mixed_steps(dtype: torch.dtype) -> None:
-    schedule, steps = FlowMatching.from_config(FLOWS[1]), 6
-    timesteps, latents, log_probs = schedule.timesteps(steps), [torch.randn(SHAPE, generator=seeded(1)).to(dtype)], []
-    generator = seeded(2)
-    for t in timesteps:
-        x, log_prob = step_with_log_prob(schedule, latents[-1].tanh(), t, latents[-1], num_inference_steps=steps, eta=0.7, generator=generator)
-        latents.append(x)
-        log_probs.append(log_prob)
-        assert x.dtype == dtype
-        assert log_prob.dtype == torch.float32
-    before, after = (torch.cat(part) for part in zip(*pairwise(latents), strict=True))
-    mixed = timesteps.repeat_interleave(SHAPE[0])
-    _, replayed = step_with_log_prob(schedule, before.tanh(), mixed, before, num_inference_steps=steps, eta=0.7, prev_sample=after)
-    assert torch.equal((replayed - torch.cat(log_probs)).exp(), torch.ones(len(mixed)))
 
 
 def test_noise_and_velocity_of_the_flow_are_those_of_its_straight_line() -> None:
