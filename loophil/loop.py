@@ -187,7 +187,7 @@ class Loop:
         return self.worker.submit(name, lambda: work(self.engine), alone=True)
 
     def automatic_round(self) -> Future[Group]:
-        """Draws and scores one group for the reward models alone."""
+        """Draws and scores one group that no person sees."""
         return self.worker.submit("automatic round", self._auto)
 
     def retry(self) -> None:

@@ -242,7 +242,7 @@ class Session:
         return self._wait(self._loop.call("measuring", work))
 
     def automatic_round(self) -> Group:
-        """Draws and scores one group for the reward models alone; what it teaches is learned next."""
+        """Draws and scores one group that no person sees; what it teaches is learned next."""
         group: Group = self._wait(self._loop.automatic_round())
         return group
 
