@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
 from loophil.config import Settings
 from tests.fake_session import FakeSession
@@ -25,12 +25,34 @@ def browser(chromium: str) -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[Page]:
+    """A page that goes from test to test: a new one would compile the whole of Gradio's script again."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def context(window: Page) -> Iterator[BrowserContext]:
+    """The window's context; afterwards nothing of the test is left in it."""
+    context = window.context
     context.set_default_timeout(PATIENCE)
     yield context
-    context.close()
+    context.set_offline(False)
+    for page in context.pages:
+        if page is not window:
+            page.close()
+    for key in ("c", "z"):  # those that show something while they are held
+        window.keyboard.up(key)
+    window.unroute_all()
+    window.emulate_media(reduced_motion="null")
+    origin = window.evaluate("location.origin")
+    window.goto("about:blank")
+    if origin != "null":
+        devtools = context.new_cdp_session(window)
+        devtools.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        devtools.detach()
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +63,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeSessi
 
 
 @pytest.fixture
-def desk(served: tuple[FakeSession, str], context: BrowserContext) -> Iterator[tuple[FakeSession, Page]]:
+def desk(served: tuple[FakeSession, str], window: Page, context: BrowserContext) -> Iterator[tuple[FakeSession, Page]]:
     """A fresh session and a page that shows its first group; at the end, nothing may have gone wrong in the browser."""
     session, url = served
     session.reset()
-    page = context.new_page()
     complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    open_board(page, url)
-    yield session, page
+
+    def complain(error: Error) -> None:
+        complaints.append(str(error))
+
+    window.on("pageerror", complain)
+    open_board(window, url)
+    yield session, window
+    window.remove_listener("pageerror", complain)
     assert complaints == []
 
 

@@ -6,8 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 import app
 from loophil.config import Settings, knobs
+from loophil.store import open_run
 from tests.serving import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,11 +29,19 @@ def start(*flags: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def finished(*flags: str, **variables: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of an app that ends by itself."""
-    process = start(*flags, **variables)
-    out, err = process.communicate(timeout=SLOW_MACHINE)
-    return process.returncode, out, err
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs an app that cannot start, in this process: (exit code, what it said)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def refused(*flags: str) -> tuple[int, str]:
+        code = app.main(list(flags))
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err
+
+    yield refused
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -64,54 +73,45 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_help_lists_every_knob() -> None:
-    code, out, _ = finished("--help")
-    assert code == 0
+def test_help_lists_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        app.main(["--help"])
+    out = capsys.readouterr().out
     assert [flag for flag, _, _ in knobs() if flag not in out] == []
 
 
 def test_each_fault_of_the_settings_is_a_line() -> None:
-    code, out, err = finished("--port", "99999", "--draw.num-images-per-prompt", "1", LOOPHIL_REWARD="jpeg=1")
-    assert (code, out) == (78, "")
+    process = start("--port", "99999", "--draw.num-images-per-prompt", "1", LOOPHIL_REWARD="jpeg=1")
+    out, err = process.communicate(timeout=SLOW_MACHINE)
+    assert (process.returncode, out) == (78, "")
     lines = err.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("loophil: ") and line.endswith(".") for line in lines)
     assert [name for name in ("port", "num_images_per_prompt", "LOOPHIL_REWARD") if name not in err] == []
 
 
-def test_a_sign_in_that_cannot_work_ends_the_start(tiny: str) -> None:
-    code, _, err = finished("--model", tiny, "--auth", "ann:short", "--port", "0")
-    assert code == 78
-    assert err.strip().splitlines()[-1] == "loophil: auth: 'ann' needs name:password with at least 8 characters in the password."
+def test_a_sign_in_that_cannot_work_ends_the_start(tiny: str, refused: Callable[..., tuple[int, str]]) -> None:
+    assert refused("--model", tiny, "--auth", "ann:short", "--port", "0") == (
+        78,
+        "loophil: auth: 'ann' needs name:password with at least 8 characters in the password.\n",
+    )
 
 
-def test_a_taken_port_is_said_in_one_sentence(free_port: int) -> None:
+def test_a_taken_port_is_said_in_one_sentence(free_port: int, refused: Callable[..., tuple[int, str]]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", free_port))
         other.listen()
-        code, out, err = finished("--port", str(free_port))
-    assert (code, out) == (69, "")
+        code, err = refused("--port", str(free_port))
+    assert code == 69
     assert re.fullmatch(rf"loophil: Cannot listen on 127\.0\.0\.1 port {free_port} \(.+\); .+ choose another with --port\.\n", err)
 
 
-def test_a_run_that_another_process_holds_is_said_in_one_sentence(tiny: str, runs: Path) -> None:
-    from loophil.store import open_run
-
-    store = open_run(runs, "held", base_model=tiny, revision=None)
-    try:
-        code, _, err = finished("--model", tiny, "--runs", str(runs), "--run", "held", "--port", "0")
-    finally:
-        store.close()
+def test_a_run_that_another_process_holds_is_said_in_one_sentence(tiny: str, runs: Path, refused: Callable[..., tuple[int, str]]) -> None:
+    with closing(open_run(runs, "held", base_model=tiny, revision=None)):
+        code, err = refused("--model", tiny, "--runs", str(runs), "--run", "held", "--port", "0")
     assert code == 73
     assert err.startswith("loophil: ")
     assert len(err.splitlines()) == 1
-
-
-def test_the_page_is_built_without_torch() -> None:
-    """Torch, diffusers and transformers take seconds to import; only the worker does, once the page is there."""
-    code = "import sys, app, loophil.build, loophil.ui; sys.exit(', '.join({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=SLOW_MACHINE)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_space_listens_to_everybody_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,3 @@ def test_as_a_space_strangers_look_and_sigterm_stops(tiny: str, runs: Path, free
         assert httpx.get(f"{url}/config", headers={"host": "ann-loop.hf.space"}).json()["title"] == "LoopHIL"
         code, rest = stop(process, signal.SIGTERM)
     assert (code, "Traceback" in rest) == (0, False), rest
-    with running("--model", tiny, "--runs", str(runs), "--port", "0") as (process, said):
-        assert said[0].startswith("LoopHIL ")
-        assert stop(process, signal.SIGTERM)[0] == 0

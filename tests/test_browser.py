@@ -1014,6 +1014,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def app(model: str, runs: Path, free_port: int) -> Iterator[str]:
     """The real app in a process of its own; stopped by SIGTERM, and it must stop well."""
     command = [sys.executable, "app.py", "--model", model, "--runs", str(runs), "--port", str(free_port)]
+    if model != "embedded":  # one step of the usual size may change no pixel of a tiny picture
+        command += ["--learn.learning-rate", "0.01", "--learn.forward-learning-rate", "0.01"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said: list[str] = []
