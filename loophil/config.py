@@ -26,7 +26,7 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 # Knobs that may change while a run is open; the others shape what is loaded.
 LIVE = frozenset(
     {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
-    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness")}
+    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness", "replay")}
     | {"learn.micro_batch", "learn.taste_weight"}
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
@@ -86,6 +86,7 @@ class Learn(Section):
     )
     beta: float = Field(1.0, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
+    replay: bool = Field(False, description="Whether such a group trains it in every update until it is too old; off = in one.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
     micro_batch: int = Field(8, ge=1, le=256, description="Images in one forward and backward; smaller needs less memory, the gradient is the same.")

@@ -260,18 +260,22 @@ class Learner:
 
     def _teaches(self, lesson: Lesson) -> bool:
         """Whether an objective in use can learn from it."""
-        young = lesson.age <= self.learn.max_staleness and self.learn.trajectory_passes > 0
-        return bool(lesson.advantages.any()) and (young or self.learn.forward_passes > 0)
+        trajectory = self._by_trajectory(lesson) and self.learn.trajectory_passes > 0
+        return bool(lesson.advantages.any()) and (trajectory or self.learn.forward_passes > 0)
+
+    def _by_trajectory(self, lesson: Lesson) -> bool:
+        """Whether its transitions are trained, if any are: young enough and, without replay, not learned from yet."""
+        return lesson.age <= self.learn.max_staleness and (lesson.fresh or self.learn.replay)
 
     def _examples(self, engine: Engine, lessons: Sequence[Lesson]) -> list[Example]:
-        """Lessons with their tensors: transitions of young groups from disk, clean latents of older ones from memory."""
+        """Lessons with their tensors: transitions from disk where they are trained, else the clean latents, from memory."""
         clean, examples = {}, []
         for lesson in lessons:
-            key = lesson.group.id
-            trajectory = self._clean.get(key) if lesson.age > self.learn.max_staleness else None
+            key, whole = lesson.group.id, self._by_trajectory(lesson)
+            trajectory = None if whole else self._clean.get(key)
             if trajectory is None:
                 trajectory = engine.sampler.read(self.store.transitions_path(key))
-            if lesson.age > self.learn.max_staleness:
+            if not whole:
                 trajectory = clean[key] = engine.sampler.clean_only(trajectory)
             examples.append(engine.trainer.example(lesson, trajectory))
         self._clean = clean

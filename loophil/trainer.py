@@ -1,7 +1,7 @@
 """Groups with advantages -> new learner weights and UpdateStats. One trainer for every objective; it publishes nothing.
 
 An update has two parts on the same advantages:
-1. the trajectory objective (LOOP by default) on the stored transitions of groups young enough, each transition once a pass;
+1. the trajectory objective (LOOP by default) on the stored transitions of groups that come with them, each once a pass, if young enough;
 2. the forward-process objective on the clean latents of all groups, however old: so that no rating is ever used up.
 
 Each part has an AdamW of its own: their gradients differ by orders of magnitude, and one that sets the other's step size would

@@ -67,6 +67,17 @@ def test_what_each_rating_taught_is_written_down(store: Store, runs: Path) -> No
     assert room.uses() == [*first, *again, (2, 1, "nothing"), (3, 2, "forward_process")]
 
 
+@pytest.mark.parametrize(("replay", "times"), [(False, 1), (True, 3)])
+def test_transitions_are_trained_once_or_with_replay_until_they_are_too_old(store: Store, runs: Path, replay: bool, times: int) -> None:
+    room = Room(store, runs, max_staleness=2, replay=replay)
+    room.draw()
+    for _ in range(4):
+        room.update()
+        room.draw()
+    assert [objective for act, _, objective in room.uses() if act == 1].count("loop") == times
+    assert [objective for act, _, objective in room.uses() if act == 1].count("forward_process") == 4
+
+
 def test_old_groups_are_read_from_disk_once(store: Store, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(store, runs, max_staleness=0)
     read: list[str] = []
