@@ -26,8 +26,8 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 # Knobs that may change while a run is open; the others shape what is loaded.
 LIVE = frozenset(
     {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
-    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight", "max_staleness", "replay")}
-    | {"learn.micro_batch", "learn.taste_weight"}
+    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight")}
+    | {"learn.max_staleness", "learn.replay", "learn.micro_batch", "learn.taste_weight"}
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
