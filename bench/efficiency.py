@@ -21,7 +21,7 @@ from typing import Any
 OUT = Path(__file__).parent / "out"
 TASTES = Path(__file__).parent / "tastes.py"
 VARIANTS = {
-    "loop": ("--learn.forward-passes", "0", "--learn.trajectory-passes", "4"),
+    "loop": ("--learn.forward-passes", "0"),
     "both": (),
 }
 COLUMNS = ("win_rate", "effect", "diversity", "prompt_following", "base_prompt_following", "seconds")

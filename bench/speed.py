@@ -8,7 +8,7 @@ import numpy as np
 
 from loophil.build import load_engine
 from loophil.config import Settings
-from loophil.loop import Engine
+from loophil.jobs import Engine
 from loophil.types import DrawSettings, Group, Lesson
 
 

@@ -24,11 +24,11 @@ from PIL import Image
 
 from loophil.build import build, follows, load_rater, measured_prompts
 from loophil.config import Settings
-from loophil.errors import ConfigError, LoopHILError, RunError
+from loophil.errors import ConfigError, LearningError, LoopHILError, RunError
 from loophil.evaluation import Examiner
 from loophil.process import prepare_process
 from loophil.session import FORMATS, Session
-from loophil.types import Act, DrawSettings, Group
+from loophil.types import GO_ON, Act, DrawSettings, Group
 
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 Rater = Callable[[list[Image.Image], str, np.random.Generator], list[float | None]]
@@ -137,6 +137,8 @@ def tune(given: argparse.Namespace, knobs: list[str]) -> int:
         goal = session.status().updates + given.updates
         while (status := session.status()).updates < goal:
             session.automatic_round()
+            if GO_ON in status.remedies:
+                raise LearningError(f"{status.last_error}")
             if status.last_error or status.missing_rewards:
                 print(status.last_error or "; ".join(status.missing_rewards.values()), file=sys.stderr)
             print(json.dumps({"updates": session.status().updates, **session.status().last_update}))

@@ -17,8 +17,8 @@ from PIL import Image
 
 from loophil.config import Settings
 from loophil.errors import ConfigError
-from loophil.jobs import Scores
-from loophil.loop import Engine, Loop
+from loophil.jobs import Engine, Scores
+from loophil.loop import Loop
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
 from loophil.store import SET_ON_PAGE, Store, open_run

@@ -31,9 +31,9 @@ LIVE = frozenset(
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
-    "careful": {"learn.beta": 2.0, "learn.learning_rate": 5e-5, "learn.forward_learning_rate": 1e-4},
-    "normal": {"learn.beta": 1.0, "learn.learning_rate": 1e-4, "learn.forward_learning_rate": 2e-4},
-    "bold": {"learn.beta": 0.5, "learn.learning_rate": 2e-4, "learn.forward_learning_rate": 4e-4},
+    "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},
+    "normal": {"learn.beta": 1.0, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 2e-4},
+    "bold": {"learn.beta": 0.5, "learn.learning_rate": 6e-4, "learn.forward_learning_rate": 4e-4},
 }
 
 
@@ -70,7 +70,7 @@ class Learn(Section):
     """What an update does."""
 
     objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
     forward_learning_rate: float = Field(2e-4, gt=0, le=1, description="AdamW step size of the forward-process objective.")
     clip_nats: float = Field(
         1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D)."
@@ -108,6 +108,12 @@ class LoopKnobs(Section):
     prefetch: int = Field(4, ge=1, le=16, description="Groups kept ready ahead of the person.")
     auto_rounds_per_rating: float = Field(
         0.0, ge=0, le=16, description="Most automatic rounds for each rated group, judged by your taste and the reward models; 0 = none."
+    )
+    drift_cap_nats: float = Field(
+        0.5, gt=0, description="Automatic rounds stop once what they draw is so many nats a step from the base (KL divergence)."
+    )
+    diversity_floor: float = Field(
+        0.7, ge=0, le=1, description="Automatic rounds stop once pictures of one prompt differ less than this share of the base's; 0 = never."
     )
     threaded: bool = Field(True, description="Work in a background thread; off = inside the call, for Spaces without a resident GPU.")
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loophil.config import Learn, Settings
-from loophil.errors import ConfigError, LearningError, RunError
+from loophil.errors import RunError
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
 from loophil.store import Store
-from loophil.types import LESS_MEMORY, RETRY, DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
+from loophil.types import DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
 from loophil.understanding import SCALE, TASTE, Understanding
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ ADAPTER = "adapter.safetensors"
 CLOSED = "The program was closed during this update."
 NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
 
-Failure = tuple[str, tuple[str, ...]]  # a sentence, and what may help
 Scores = Mapping[str, tuple[NDArray[np.float64], str]]
 
 
@@ -241,6 +240,11 @@ class Learner:
             raise
         return version, stats, len(fresh)
 
+    def drift(self, engine: Engine, group: Group) -> float:
+        """How many nats a step the policy that drew this group is from the base; NaN where no transition was kept."""
+        lesson = Lesson(group, np.zeros(len(group.images)), {}, age=0)
+        return engine.trainer.drift(engine.trainer.example(lesson, engine.sampler.read(self.store.transitions_path(group.id))))
+
     def rollback(self, engine: Engine, number: int) -> Version:
         """A new version with the weights, and where they are kept the training state, of an old one."""
         try:
@@ -295,16 +299,6 @@ class Learner:
         )
         engine.policy.refresh(weights, version.number)
         return version
-
-
-def failure(what: str, error: Exception) -> Failure:
-    """What failed and, where it is known, what helps. torch's own class is known by its name: this module does without torch."""
-    again = (RETRY,) if what in (LOADING, DRAWING, UPDATING) else ()
-    if type(error).__name__ == "OutOfMemoryError":
-        smaller = (LESS_MEMORY, *again) if what == UPDATING else again
-        return f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less.", smaller
-    sentence = str(error) or type(error).__name__
-    return sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}", again
 
 
 def _uses(lesson: Lesson, stats: UpdateStats) -> list[str]:

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from loophil.alarms import Watch
 from loophil.config import Settings
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput
-from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Failure, Learner, Strip, Studio, failure
+from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Learner, Strip, Studio
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
+from loophil.trouble import Troubles
 from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.understanding import Understanding
 from loophil.unscored import Unscored
 from loophil.worker import Job, Stopped, Worker, stop
-
-__all__ = ["Engine", "Loop"]
 
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
 REST_SECONDS = 10.0  # before drawing or loading is tried again
@@ -59,7 +59,7 @@ class Loop:
         self.store, self.settings, self.prompts = store, settings, prompts
         self.stock, self.studio, self.understanding = Stock(clock), Studio(store, settings, prompts), Understanding(store)
         self.learner = Learner(store, settings, scales, self.understanding)
-        self.strip = Strip(self.studio, clock)
+        self.strip, self.watch = Strip(self.studio, clock), Watch(store)
         self._load, self._clock, self._lock = load, clock, threading.RLock()
         self._engine: Engine | None = None
         self._closed = False
@@ -68,12 +68,10 @@ class Loop:
         self._news = True  # ratings, scores or a version that the learner has not looked at
         self._said = True  # ratings that the taste was not learned from
         self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
-        self._owed = 0.0
+        self._owed, self._auto_left, self._newest_act = 0.0, 0.0, 0
         self._seen = self._rest_until = -math.inf
         self._rated_at: deque[float] = deque(maxlen=8)
-        self._newest_act = 0
-        self._auto_left = 0.0
-        self._errors: dict[str, Failure] = {UPDATING: ("; ".join(store.recovered), ())} if store.recovered else {}
+        self._troubles = Troubles(store.recovered)
         version = store.current_version()
         self.status = Status(
             run=store.name,
@@ -82,7 +80,6 @@ class Loop:
             policy_version=version.number,
             version_created=version.created,
             worker=LOADING,
-            last_error=self._errors[UPDATING][0] if self._errors else None,
         )
         self.worker = Worker(self, threaded=settings.loop.threaded)
 
@@ -120,8 +117,7 @@ class Loop:
 
     def take(self, rater: str) -> Group | None:
         """The next group, no longer offered to others; None if there is none."""
-        group = self.stock.take(rater)
-        if group is not None:
+        if (group := self.stock.take(rater)) is not None:
             self._tell()
             self.worker.wake()
         return group
@@ -188,13 +184,15 @@ class Loop:
 
     def automatic_round(self) -> Future[Group]:
         """Draws and scores one group that no person sees."""
-        return self.worker.submit("automatic round", self._auto)
+        return self.worker.submit("automatic round", self._auto, alone=True)
 
     def retry(self) -> None:
-        """Tries again what has failed, at once."""
+        """Tries again what has failed, at once; automatic rounds that an alarm has stopped go on."""
+        self.watch.dismiss()
         self.learner.forgive()
         self._unscored.hurry()
         self._rest_until, self._news = -math.inf, True
+        self._tell()
         self.worker.wake()
 
     def pause(self, paused: bool) -> None:
@@ -245,16 +243,14 @@ class Loop:
         """Shows what failed, until the same kind of job succeeds. What nobody waited for must not fail again at once."""
         if isinstance(error, Stopped | InvalidInput):
             return
-        kind = job.name.split()[0]
-        self._errors.pop(kind, None)
+        self._troubles.over(job.name)
         if error is not None:
             self._news = True
-            self._errors[kind] = failure(job.name, error)
+            self._troubles.failed(job.name, error)
             if job.name in (LOADING, DRAWING):
                 hopeless = self._engine is None and isinstance(error, ConfigError)
                 self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
-        sentence, remedies = next(reversed(self._errors.values()), (None, ()))
-        self._tell(last_error=sentence, remedies=remedies, memory=self._engine.memory() if self._engine else None)
+        self._tell(memory=self._engine.memory() if self._engine else None)
 
     @property
     def engine(self) -> Engine:
@@ -270,7 +266,7 @@ class Loop:
         with self._lock:
             gaps = np.diff(self._rated_at)
         pace = float(np.median(gaps)) if len(gaps) else 2.5
-        present = now - self._seen < PRESENT_SECONDS
+        present, judged = now - self._seen < PRESENT_SECONDS, bool(self.settings.rewards) or self.understanding.weight > 0
         return Situation(
             loaded=self._engine is not None,
             resting=now < self._rest_until,
@@ -286,7 +282,7 @@ class Loop:
             again_due=self._unscored.again_due,
             strip_due=present and self.strip.due,
             strip_late=present and self.strip.late,
-            auto_due=self._auto_left >= 1 and not self.status.paused and (bool(self.settings.rewards) or self.understanding.weight > 0),
+            auto_due=self._auto_left >= 1 and judged and not (self.status.paused or self.watch.alarm),
         )
 
     def _load_engine(self) -> Engine:
@@ -295,7 +291,7 @@ class Loop:
         engine.trainer.adjust(self.settings.learn)
         self.learner.restore(engine, current)
         self._engine, self._rest_until = engine, -math.inf
-        self._errors.pop(LOADING.split()[0], None)
+        self._troubles.over(LOADING)
         for version in {0, current}:
             self.strip.want(version)
         self._tell(device=engine.device, note=engine.note or None)
@@ -342,13 +338,17 @@ class Loop:
         self._tell(agreement=self.understanding.share)
 
     def _auto(self) -> Group:
-        """A group that no person sees, scored at once."""
+        """A group that no person sees, scored at once. Where the rounds have gone too far, the last good version draws again."""
         with self._lock:
             self._auto_left = max(0.0, self._auto_left - 1)
         group = self._draw(offered=False, kind="auto")
         while self._unscored:
             self._score()
         self.understanding.judge(group, partial(self.studio.describe, self.engine))
+        good = self.watch.look(group, self.learner.drift(self.engine, group), self.settings.loop)
+        if good is not None:
+            self.store.drop_group(group.id)
+            self._changed(self.learner.rollback(self.engine, good))
         self._news = True
         return group
 
@@ -368,7 +368,7 @@ class Loop:
                 self._owed = max(self._owed - seconds, -self._seconds["draw"])
                 yield f"{done} of {length}"
         self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
-        self._errors.clear()
+        self._troubles.all_over()
         return self._changed(version, stats)
 
     def _changed(self, version: Version, stats: UpdateStats | None = None) -> Version:
@@ -396,4 +396,5 @@ class Loop:
     def _tell(self, **changes: Any) -> None:
         """Replaces the status as a whole."""
         with self._lock:
+            changes |= self._troubles.newest(self.watch.alarm)
             self.status = replace(self.status, ready=len(self.stock), raters=self.stock.raters, time=time.time(), **changes)

@@ -19,7 +19,8 @@ from PIL import Image
 from loophil.blind import BlindTest, Question
 from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, LoopHILError
-from loophil.loop import Engine, Loop
+from loophil.jobs import Engine
+from loophil.loop import Loop
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
 from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl

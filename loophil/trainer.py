@@ -141,12 +141,24 @@ class Trainer:
         meter.stepped(loss_sum, self._step(TRAJECTORY), learn.objective, examples)
         return True
 
-    def _score(self, example: Example, rows: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log_probs, old_log_probs), each (n, 1): transitions `steps` of images `rows` under the learner, and as stored."""
+    @torch.no_grad()
+    def drift(self, example: Example) -> float:
+        """How far the policy that drew a group is from the base: mean over its stored transitions of log p_old - log p_base, in nats a step.
+
+        Its expectation is their KL divergence. NaN where no transition is stored.
+        """
+        if not example.trajectory.log_probs.shape[1]:
+            return math.nan
+        images = torch.arange(len(example.trajectory.clean_latents))
+        scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.learn.micro_batch)]
+        return float(torch.cat([old - log_probs for log_probs, old in scored]).mean()) * self.policy.dimensions
+
+    def _score(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, who: str = LEARNER) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log_probs, old_log_probs), each (n, 1): transitions `steps` of images `rows` under `who`, and as stored."""
         trajectory, settings, device = example.trajectory, example.lesson.group.settings, self.policy.device
         x_t, x_prev = trajectory.latents[rows, steps].to(device), trajectory.latents[rows, steps + 1].to(device)
         timesteps = trajectory.timesteps[steps].to(device)
-        with self.policy.acting(LEARNER):
+        with self.policy.acting(who):
             output = self.policy.predict(x_t, timesteps, example.embeddings, settings.guidance_scale)
         _, log_probs = step_with_log_prob(
             self.schedule, output, timesteps, x_t, num_inference_steps=settings.num_inference_steps, eta=settings.eta, prev_sample=x_prev
@@ -341,11 +353,15 @@ def _refuse_non_finite(example: Example) -> None:
 
 
 def _micro_batches(example: Example, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images, steps), each (n,), n <= size, over all transitions of the images that have an advantage.
+    """(images, steps), each (n,), n <= size, over all transitions of the images that have an advantage."""
+    return _transitions(example, (example.advantages != 0).nonzero()[:, 0], size)
+
+
+def _transitions(example: Example, images: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images, steps), each (n,), n <= size, over all transitions of these images.
 
     Step by step, as they were drawn: with size k a micro-batch is the very batch of the drawing, and rho is 1 to the last bit.
     """
-    images = (example.advantages != 0).nonzero()[:, 0]
     steps = torch.arange(example.trajectory.log_probs.shape[1])
     for pair in torch.cartesian_prod(steps, images).split(size):
         yield pair[:, 1], pair[:, 0]

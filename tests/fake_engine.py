@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from loophil.config import Learn, Settings
-from loophil.loop import Engine, Loop
+from loophil.jobs import Engine
+from loophil.loop import Loop
 from loophil.prompts import PromptSource
 from loophil.session import Session
 from loophil.store import open_run
@@ -82,6 +83,7 @@ class FakeEngine:
     loads: int = 0
     learn: Learn | None = None
     memory: tuple[int, int] | None = None
+    drifted: float = 0.0
     note: str = ""
     hold: Callable[[str], None] = lambda what: None
 
@@ -182,6 +184,9 @@ class FakeEngine:
 
     def example(self, lesson: Lesson, trajectory: Any) -> tuple[Lesson, Any]:
         return lesson, trajectory
+
+    def drift(self, example: tuple[Lesson, Any]) -> float:
+        return self.drifted
 
     def update(self, examples: Sequence[tuple[Lesson, Any]]) -> Generator[tuple[int, int], None, UpdateStats]:
         """UPDATE_SECONDS for each fresh group, in micro-steps."""

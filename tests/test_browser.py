@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from loophil.config import Settings
-from loophil.types import LESS_MEMORY, RETRY
+from loophil.types import GO_ON, LESS_MEMORY, RETRY
 from tests.browsing import PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
 from tests.fake_session import FakeSession
 from tests.serving import serving
@@ -688,10 +688,20 @@ def test_the_bar_shows_versions_with_their_age_and_faults_in_words(desk: tuple[F
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
-@pytest.mark.parametrize(("button", "less"), [("Use less memory", True), ("Try again", False)])
-def test_a_failed_learner_offers_what_may_help(desk: tuple[FakeSession, Page], button: str, less: bool) -> None:
+@pytest.mark.parametrize(
+    ("sentence", "remedies", "button", "less"),
+    [
+        ("The GPU ran out of memory while updating.", (LESS_MEMORY, RETRY), "Use less memory", True),
+        ("The GPU ran out of memory while updating.", (LESS_MEMORY, RETRY), "Try again", False),
+        ("Automatic rounds have stopped: your ratings have fallen.", (GO_ON,), "Let them go on", False),
+    ],
+)
+def test_a_learner_that_failed_or_was_stopped_offers_what_may_help(
+    desk: tuple[FakeSession, Page], sentence: str, remedies: tuple[str, ...], button: str, less: bool
+) -> None:
     session, page = desk
-    session.last_error, session.remedies = "The GPU ran out of memory while updating.", (LESS_MEMORY, RETRY)
+    session.last_error, session.remedies = sentence, remedies
+    expect(page.locator(".lh-bar .failure button:visible")).to_have_count(len(remedies))
     page.get_by_role("button", name=button).click()
     expect(page.locator(".lh-bar .failure")).to_be_hidden()
     assert session.retried == [less]

@@ -17,13 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only from storeys below its own.
 STOREYS = {
-    "app": 10,
-    "loophil.__main__": 10,
-    "loophil.build": 9,
-    "loophil.ui": 8,
-    "loophil.runs": 7,
-    "loophil.session": 6,
-    "loophil.loop": 5,
+    "app": 11,
+    "loophil.__main__": 11,
+    "loophil.build": 10,
+    "loophil.ui": 9,
+    "loophil.runs": 8,
+    "loophil.session": 7,
+    "loophil.loop": 6,
+    "loophil.alarms": 5,
+    "loophil.trouble": 5,
     "loophil.blind": 4,
     "loophil.repeats": 4,
     "loophil.jobs": 4,

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from loophil import loop as loop_module
+from loophil.alarms import WINDOW
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.loop import MOST_OWED, Loop
 from loophil.session import Session
-from loophil.types import LESS_MEMORY, RETRY, Act, Group, Lesson
+from loophil.types import GO_ON, LESS_MEMORY, RETRY, Act, Group, Lesson
 from loophil.understanding import FEWEST
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
 
@@ -813,6 +814,36 @@ def test_automatic_rounds_follow_ratings_and_learn_from_the_rewards(staged: Stag
     stage.run()
     assert len(automatic(stage)) == 2
     assert all(group.kind == "person" for group in stage.session.upcoming("ann", 20))
+
+
+def test_automatic_rounds_that_go_too_far_stop_and_the_last_good_version_draws(staged: Staged) -> None:
+    stage = staged(rewards={"dark": 1.0}, auto_rounds_per_rating=1.0)
+    stage.run()
+    for _ in range(WINDOW + 1):
+        stage.rate(stage.next())
+        stage.run()
+    good = len(automatic(stage))
+    assert stage.session.status().last_error is None
+    stage.fake.drifted = 99.0
+    stage.rate(stage.next())
+    stage.run()
+    said = stage.session.status()
+    assert said.last_error is not None
+    assert said.last_error.startswith("Automatic rounds have stopped: pictures went ")
+    assert said.remedies == (GO_ON,)
+    newest = stage.session.versions()[-1]
+    assert (newest.kind, said.policy_version) == ("rollback", newest.number)
+    assert f"Version {newest.parent} draws again" in said.last_error
+    assert len(automatic(stage)) == good  # the group that raised it teaches nothing
+    stage.rate(stage.next())
+    stage.run()
+    assert len(automatic(stage)) == good
+    assert stage.session.status().last_error == said.last_error  # an update that succeeds does not answer it
+    stage.fake.drifted = 0.0
+    stage.session.retry()
+    assert stage.session.status().last_error is None
+    stage.run()
+    assert len(automatic(stage)) > good
 
 
 def test_without_rewards_there_are_no_automatic_rounds(staged: Staged) -> None:

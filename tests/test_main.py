@@ -130,6 +130,14 @@ def test_tuning_by_rewards_publishes_so_many_versions(knobs: list[str], runs: Pa
         assert (store.counts().ratings, store.current_version().number) == (0, 2)
 
 
+def test_tuning_ends_where_automatic_rounds_go_too_far(knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = ["--learn.learning-rate", "0.1", "--loop.drift-cap-nats", "1e-6", "--loop.diversity-floor", "0"]
+    assert main(["tune", "--updates", "50", "--rewards", "jpeg=1", "--run", "small", *knobs, *far]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("Automatic rounds have stopped: pictures went ")
+    assert 0 < len(lines(said.out)) < 50
+
+
 def test_a_run_keeps_its_picture_size(rater: Path, knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = [*knobs, "--run", "mine"]
     assert simulate(rater, 3, [*named, "--draw.size", "8"]) == 0

@@ -21,7 +21,8 @@ from PIL import Image
 import loophil.session
 import loophil.worker
 from loophil.errors import InvalidInput, KeyConflict, LoopHILError, RunError, UnknownGroup, UnknownVersion
-from loophil.loop import Engine, Loop
+from loophil.jobs import Engine
+from loophil.loop import Loop
 from loophil.prompts import PromptSource
 from loophil.session import Session
 from loophil.store import SET_ON_PAGE, open_run

@@ -127,6 +127,28 @@ def test_stored_numbers_are_never_written_to() -> None:
     assert equal(list(vars(example.trajectory).values()), before)
 
 
+# ---- drift ----
+
+
+def test_drift_is_0_at_the_base_and_grows_with_the_square_of_what_was_learned() -> None:
+    bench = Bench(start=0, micro_batch=4)
+    assert bench.trainer.drift(bench.example([0] * 4)) == 0.0
+    tuned = Bench()
+    weights = tuned.policy.weights()
+    drifts = []
+    for strength in (1.0, 2.0):
+        tuned.policy.load_weights({key: value * strength**0.5 for key, value in weights.items()}, 1)  # of A and of B: the square of it counts
+        drifts.append(tuned.trainer.drift(tuned.example([0] * 32)))
+    assert drifts[0] > 0
+    assert 2.5 < drifts[1] / drifts[0] < 6
+
+
+def test_drift_is_unknown_without_transitions() -> None:
+    bench = Bench()
+    example = bench.example()
+    assert math.isnan(bench.trainer.drift(replace(example, trajectory=bench.sampler.clean_only(example.trajectory))))
+
+
 # ---- gradients ----
 
 

@@ -44,6 +44,7 @@ function fail(sentence, remedies) {
   show('.failure', Boolean(sentence));
   show('.less', remedies.includes('less memory'));
   show('.again', remedies.includes('retry'));
+  show('.go-on', remedies.includes('go on'));
 }
 
 function worker() {
@@ -54,6 +55,7 @@ function worker() {
 
 find('.less').addEventListener('click', () => trigger('mend', { less_memory: true }));
 find('.again').addEventListener('click', () => trigger('mend', {}));
+find('.go-on').addEventListener('click', () => trigger('mend', {}));
 find('.pause').addEventListener('click', () => trigger('hold', { pause: !status.paused }));
 
 watch('value', () => {

@@ -1,0 +1,131 @@
+"""Whether automatic rounds go too far: what is watched while they teach, and the sentence that stops them.
+
+They optimise what is thought to be the person's taste, and whatever is optimised for long enough leaves it behind. Three signs are watched:
+
+    drift       the KL divergence of what is drawn from the base, in nats a step: over its cap
+    diversity   how much pictures of one prompt differ, against the base's: below its floor
+    ratings     the stars that people give to what they see: lower than before
+
+What follows from an alarm is the loop's to do (loop.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from loophil.config import LoopKnobs
+from loophil.evaluation import spread
+from loophil.store import Store
+from loophil.types import Entry, Group
+
+WINDOW = 4  # automatic groups that a reading is the mean of
+BASE_GROUPS = 8  # drawn by the base, for its diversity
+RATED = 8  # groups, and as many before them
+SURE = 3.0  # standard errors by which ratings must have fallen
+LEVELS = frozenset({"stars", "good", "bad"})  # acts that say how good a group is; best and worst only order it
+STATE = "alarms"  # the store's note
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One automatic group: the version that drew it, its drift in nats a step, and how much its pictures differ."""
+
+    version: int
+    drift: float
+    spread: float
+
+
+class Fallen(NamedTuple):
+    """Mean stars of the newest rated groups and of those before, and the newest version that drew one of the latter."""
+
+    then: float
+    now: float
+    version: int
+
+
+class Watch:
+    """Of one run, and kept in it. `alarm`: why automatic rounds have stopped, "" = they have not."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        kept = store.noted(STATE, {})
+        self.alarm: str = kept.get("alarm", "")
+        self._good: int = kept.get("good", 0)
+        self._since: int = kept.get("since", 0)  # acts before it were answered for by somebody
+        self._readings = [Reading(**reading) for reading in kept.get("readings", [])]
+        self._base: float | None = None
+
+    def look(self, group: Group, drift: float, loop: LoopKnobs) -> int | None:
+        """Reads an automatic group. If it has gone too far the alarm is raised, and the version to go back to is returned; else None."""
+        self._readings = [*self._readings, Reading(group.policy_version, drift, self._spread(group))][-WINDOW:]
+        back = self._judge(loop) if len(self._readings) == WINDOW and not self.alarm else None
+        self._keep()
+        return back
+
+    def dismiss(self) -> None:
+        """Somebody has answered the alarm: automatic rounds may go on, and what people say is watched anew."""
+        newest = self._store.history(limit=1)
+        self.alarm, self._since = "", newest[0].act_id if newest else 0
+        self._keep()
+
+    def _judge(self, loop: LoopKnobs) -> int | None:
+        found, good = self._sign(loop), self._good
+        if not found and (fallen := self._fallen()):
+            found, good = f"your ratings have fallen from {fallen.then:.1f} to {fallen.now:.1f} stars", fallen.version
+        if not found:
+            self._good = self._readings[-1].version
+            return None
+        self.alarm = f"Automatic rounds have stopped: {found}. Version {good} draws again."
+        self._readings = []
+        return good
+
+    def _keep(self) -> None:
+        readings = [asdict(reading) for reading in self._readings]
+        self._store.note(STATE, {"alarm": self.alarm, "good": self._good, "since": self._since, "readings": readings})
+
+    def _sign(self, loop: LoopKnobs) -> str:
+        """What the readings of the window say, "" = nothing."""
+        drift = float(np.mean([reading.drift for reading in self._readings]))
+        if drift > loop.drift_cap_nats:
+            return f"pictures went {drift:.1f} nats a step from the base, and --loop.drift-cap-nats is {loop.drift_cap_nats:g}"
+        base = self._base_spread()
+        share = float(np.mean([reading.spread for reading in self._readings])) / base if base else math.inf
+        if share < loop.diversity_floor:
+            return f"pictures of one prompt differ {share:.0%} as much as the base's, and --loop.diversity-floor is {loop.diversity_floor:g}"
+        return ""
+
+    def _base_spread(self) -> float | None:
+        """How much the base's pictures differ; None where no group of the base was rated."""
+        if self._base is None:
+            drawn = [taught.group for taught in self._store.learnable_groups() if taught.group.policy_version == 0][:BASE_GROUPS]
+            self._base = float(np.mean([self._spread(group) for group in drawn])) if drawn else None
+        return self._base
+
+    def _spread(self, group: Group) -> float:
+        images = []
+        for ref in group.images:
+            with Image.open(self._store.images / ref.file) as image:
+                images.append(image.convert("RGB"))
+        return spread([images])
+
+    def _fallen(self) -> Fallen | None:
+        """Whether what people see has become worse in their eyes."""
+        entries = [entry for entry in self._store.history(limit=6 * RATED) if entry.act.kind in LEVELS and entry.act_id > self._since]
+        newest, before = entries[:RATED], entries[RATED : 2 * RATED]
+        if len(before) < RATED:
+            return None
+        now, then = _levels(newest), _levels(before)
+        error = math.sqrt((now.var(ddof=1) + then.var(ddof=1)) / RATED)
+        if then.mean() - now.mean() <= SURE * error:
+            return None
+        return Fallen(float(then.mean()), float(now.mean()), max(entry.group.policy_version for entry in before))
+
+
+def _levels(entries: Sequence[Entry]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([np.mean([stars for stars in entry.act.stars if stars is not None]) for entry in entries])
