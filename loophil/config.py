@@ -27,7 +27,7 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 LIVE = frozenset(
     {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
     | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight")}
-    | {"learn.max_staleness", "learn.replay", "learn.micro_batch", "learn.taste_weight"}
+    | {"learn.max_staleness", "learn.replay", "learn.forward_objective", "learn.base_kl", "learn.sft", "learn.micro_batch", "learn.taste_weight"}
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
@@ -84,10 +84,15 @@ class Learn(Section):
     forward_fraction: float = Field(
         0.6, gt=0, le=1, description="Share of the noise levels that the forward process trains, the noisiest first; 1 = all."
     )
+    forward_objective: Literal["nft", "fpo"] = Field(
+        "nft", description="The forward-process objective: DiffusionNFT's, or FPO's with the evidence lower bound as likelihood."
+    )
     beta: float = Field(1.0, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     replay: bool = Field(False, description="Whether such a group trains it in every update until it is too old; off = in one.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")
+    base_kl: float = Field(0.0, ge=0, description="Weight of the KL divergence from the base in the trajectory objective; 0 = none.")
+    sft: float = Field(0.0, ge=0, description="Weight of the pull towards images with a positive advantage in the forward process; 0 = none.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
     micro_batch: int = Field(8, ge=1, le=256, description="Images in one forward and backward; smaller needs less memory, the gradient is the same.")
     ema: float = Field(0.0, ge=0, lt=1, description="Moving average of the published adapter; 0 = off, the ratio is then 1 at the first step.")

@@ -134,6 +134,37 @@ def forward_process(v_theta: Tensor, v_ref: Tensor, v: Tensor, advantages: Tenso
     return q * towards + (1 - q) * away, {"q": q, "drift": drift}
 
 
+def fpo(v_theta: Tensor, v_ref: Tensor, v: Tensor, advantages: Tensor, *, clip_range: float = 0.05) -> tuple[Tensor, dict[str, Tensor]]:
+    """FPO, arXiv 2507.21053: PPO with the evidence lower bound in place of the likelihood -> (loss (B,), stats).
+
+        r = exp( |v_ref - v|^2 - |v_theta - v|^2 ),      L = -min( r A, clip(r, 1 - eps, 1 + eps) A )
+
+    mean over the dimensions. What lies further from the reference than `clip_range` is not pushed on. Arguments: see `forward_process`.
+
+    stats   ratio (B,): r, drift (B,)
+    """
+    gain = (v_ref - v).square().flatten(1).mean(1) - (v_theta - v).square().flatten(1).mean(1)
+    ratio = gain.exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
+    drift = (v_theta - v_ref).detach().square().flatten(1).mean(1)
+    return -surrogate, {"ratio": ratio.detach(), "drift": drift}
+
+
+def sft(v_theta: Tensor, v: Tensor, advantages: Tensor) -> Tensor:
+    """The pull towards what was picked, (B,): max(A, 0) |v_theta - v|^2, mean over the dimensions, as QVPO weights it (arXiv 2405.16173)."""
+    return advantages.clamp(min=0) * (v_theta - v).square().flatten(1).mean(1)
+
+
+def base_kl(mean: Tensor, base_mean: Tensor, std: Tensor) -> Tensor:
+    """KL of one denoising step from the base's, (B,): |mu - mu_base|^2 / (2 sigma^2), MEAN over the dimensions like the log-densities.
+
+    mean, base_mean   (B, C, H, W)  where each would step to from the same x_t
+    std               (B,)          sigma_t of both; where it is 0 there is no density and no KL
+    """
+    variance = torch.where(std > 0, std, 1.0).square()
+    return torch.where(std > 0, (mean - base_mean).square().flatten(1).mean(1) / (2 * variance), 0.0)
+
+
 def _minus_mean(surrogate: Tensor, keep: Tensor, total: int | None) -> Tensor:
     """-J: the kept transitions' part of the mean over all `total`."""
     return -torch.where(keep, surrogate, 0.0).sum() / (surrogate.numel() if total is None else total)

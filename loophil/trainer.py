@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from loophil.config import Learn
 from loophil.errors import LearningError
 from loophil.families import Embeddings, Words, expand, join
-from loophil.objectives import OBJECTIVES, ObjectiveStats, forward_process, per_dimension, sample_dropout
+from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
 from loophil.policy import BASE, LEARNER, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob
 from loophil.types import Lesson, Trajectory, UpdateStats
@@ -127,10 +128,12 @@ class Trainer:
         loss_sum = 0.0
         for example in examples:
             for rows, steps in _micro_batches(example, learn.micro_batch):
-                log_probs, old = self._score(example, rows, steps)
+                log_probs, old, mean = self._score(example, rows, steps)
                 mask = sample_dropout(log_probs, old, per_dimension(learn.dropout_nats, D))
                 advantages = example.advantages[rows].to(log_probs.device)
                 loss, stats = objective(log_probs, old, advantages, clip_range=per_dimension(learn.clip_nats, D), mask=mask, total=total)
+                if learn.base_kl:
+                    loss = loss + learn.base_kl * self._base_kl(example, rows, steps, mean).sum() / total
                 loss_sum += self._backward(loss)
                 joined = stats if joined is None else joined + stats
                 yield meter.tick()
@@ -151,19 +154,30 @@ class Trainer:
             return math.nan
         images = torch.arange(len(example.trajectory.clean_latents))
         scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.learn.micro_batch)]
-        return float(torch.cat([old - log_probs for log_probs, old in scored]).mean()) * self.policy.dimensions
+        return float(torch.cat([old - log_probs for log_probs, old, _ in scored]).mean()) * self.policy.dimensions
 
-    def _score(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, who: str = LEARNER) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log_probs, old_log_probs), each (n, 1): transitions `steps` of images `rows` under `who`, and as stored."""
+    def _base_kl(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """(n,) KL of transitions `steps` of images `rows`, whose means are `mean`, from the base's."""
+        settings = example.lesson.group.settings
+        with torch.no_grad():
+            base = self._score(example, rows, steps, BASE)[2]
+        timesteps = example.trajectory.timesteps[steps].to(self.policy.device)
+        std = self.schedule.std(timesteps, num_inference_steps=settings.num_inference_steps, eta=settings.eta)
+        return base_kl(mean, base, std.to(self.policy.device))
+
+    def _score(
+        self, example: Example, rows: torch.Tensor, steps: torch.Tensor, who: str = LEARNER
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(log_probs (n, 1), old_log_probs (n, 1), means (n, C, H, W)): transitions `steps` of images `rows` under `who`, and as stored."""
         trajectory, settings, device = example.trajectory, example.lesson.group.settings, self.policy.device
         x_t, x_prev = trajectory.latents[rows, steps].to(device), trajectory.latents[rows, steps + 1].to(device)
         timesteps = trajectory.timesteps[steps].to(device)
         with self.policy.acting(who):
             output = self.policy.predict(x_t, timesteps, example.embeddings, settings.guidance_scale)
-        _, log_probs = step_with_log_prob(
-            self.schedule, output, timesteps, x_t, num_inference_steps=settings.num_inference_steps, eta=settings.eta, prev_sample=x_prev
-        )
-        return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None]
+        how: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "eta": settings.eta}
+        _, log_probs = step_with_log_prob(self.schedule, output, timesteps, x_t, prev_sample=x_prev, **how)
+        mean = self.schedule.mean(output, timesteps, x_t, **how)
+        return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None], mean
 
     def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[Done]:
         """One optimizer step of the forward-process objective on `forward_batch` noised images, or more: nothing new is passed over."""
@@ -220,8 +234,12 @@ class Trainer:
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
-        loss, _ = forward_process(v_theta, v_ref, self.schedule.velocity(x0, noise, t), batch.advantages[rows], beta=self.learn.beta)
-        return loss
+        v, advantages = self.schedule.velocity(x0, noise, t), batch.advantages[rows]
+        if self.learn.forward_objective == "fpo":
+            loss, _ = fpo(v_theta, v_ref, v, advantages)
+        else:
+            loss, _ = forward_process(v_theta, v_ref, v, advantages, beta=self.learn.beta)
+        return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
 
     def _backward(self, loss: torch.Tensor) -> float:
         """Adds the loss's gradient, times D: both losses are means over the D dimensions, whose gradients a half-precision base would lose."""

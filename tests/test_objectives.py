@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from loophil.advantages import Moments, leave_one_out, minus_mean, standardize
-from loophil.objectives import OBJECTIVES, ObjectiveStats, forward_process, loop, per_dimension, rloo, sample_dropout
+from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, loop, per_dimension, rloo, sample_dropout, sft
 from loophil.scheduler import DDIM, step_with_log_prob
 
 EPS = 0.1
@@ -180,6 +180,37 @@ def test_forward_process_of_ties_holds_the_policy_where_it_is() -> None:
     loss, stats = forward_process(theta, ref, v, torch.zeros(2), beta=0.5)
     assert gradient(loss.sum(), theta) == pytest.approx([0.0] * 512, abs=1e-6)
     assert not stats["drift"].any()
+
+
+def test_fpo_is_rloo_on_the_lower_bound_at_first_and_clipped_far_away() -> None:
+    ref, v = torch.randn(2, 2, 4, 4, 4, generator=Generator().manual_seed(3)).unbind()
+    theta, advantages = ref.clone().requires_grad_(), torch.tensor([2.0, -1.0])
+    loss, stats = fpo(theta, ref, v, advantages)
+    assert stats["ratio"].tolist() == [1, 1]
+    bound = -(ref.clone().requires_grad_(True) - v)  # d/dtheta of -|theta - v|^2, times the dimensions' mean, is 2 (v - theta) / D
+    expected = -(2 * bound / 64) * advantages[:, None, None, None]
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), theta)[0], expected.detach())
+    far = v.clone().requires_grad_()  # much better than the reference: what has A > 0 is pushed no further, what has A < 0 is taken back
+    loss, stats = fpo(far, ref, v, torch.tensor([2.0, 2.0]))
+    assert (stats["ratio"] > 1.05).all()
+    assert not torch.autograd.grad(loss.sum(), far)[0].any()
+
+
+def test_sft_pulls_only_towards_what_was_picked() -> None:
+    theta, v = torch.zeros(3, 1, 2, 2, requires_grad=True), torch.ones(3, 1, 2, 2)
+    loss = sft(theta, v, torch.tensor([2.0, 0.0, -3.0]))
+    assert loss.tolist() == [2, 0, 0]
+    assert torch.autograd.grad(loss.sum(), theta)[0][:, 0, 0, 0].tolist() == [-1, 0, 0]
+
+
+def test_base_kl_is_torchs_and_0_where_there_is_no_density() -> None:
+    mean, base = torch.randn(2, 3, 4, 2, 2, generator=Generator().manual_seed(4)).unbind()
+    std = torch.tensor([0.5, 2.0, 0.0])
+    kl = base_kl(mean, base, std)
+    for i in (0, 1):
+        normal = torch.distributions.Normal
+        assert kl[i] == pytest.approx(float(torch.distributions.kl_divergence(normal(mean[i], std[i]), normal(base[i], std[i])).mean()))
+    assert kl[2] == 0
 
 
 STEPS, DIMS = 4, 4

@@ -331,6 +331,31 @@ def test_passes_below_the_kl_cap_are_all_taken() -> None:
     assert {int(s["step"]) for s in bench.trainer.optimizers[TRAJECTORY].state_dict()["state"].values()} == {3}
 
 
+def test_base_kl_takes_the_policy_back_to_the_base() -> None:
+    drifts = []
+    for weight in (0.0, 100.0):
+        bench = Bench(base_kl=weight, learning_rate=0.01, kl_cap_nats=1e9, dropout_nats=1e9, **{**PURE, "trajectory_passes": 12})
+        bench.train(bench.example([1, -1, 1, -1]))
+        bench.policy.refresh(bench.policy.next_weights(), 2)
+        drifts.append(bench.trainer.drift(bench.example([0] * 16)))
+    assert drifts[1] < drifts[0] / 2
+
+
+@pytest.mark.parametrize("knobs", [{"base_kl": 3.0, **PURE}, {"sft": 3.0, **FORWARD_ONLY}, {"forward_objective": "fpo", **FORWARD_ONLY}])
+def test_every_guard_has_the_same_gradient_in_one_batch_and_in_many(knobs: dict[str, Any]) -> None:
+    gradients = []
+    for size in (2, 64):
+        bench = Bench(micro_batch=size, grad_clip=1e9, **knobs)
+        bench.train(bench.example([1, 2, -1, -2]))
+        gradients.append(bench.gradient())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+    plain = Bench(
+        micro_batch=64, grad_clip=1e9, **{name: value for name, value in knobs.items() if name not in ("base_kl", "sft", "forward_objective")}
+    )
+    plain.train(plain.example([1, 2, -1, -2]))
+    assert not torch.allclose(plain.gradient(), gradients[1], rtol=0.05)
+
+
 def test_siblings_share_time_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     # with equal clean latents the targets of siblings are equal too; those of another turn are not
     bench = Bench(micro_batch=64, **FORWARD_ONLY)
