@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -94,6 +95,7 @@ class Policy:
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
         self._add_adapters(seed)
+        self._layers = [module for module in self.denoiser.modules() if isinstance(module, BaseTunerLayer)]
         self._initial = self.weights(PUBLISHED)
         self._learned = [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
         self._active = ""
@@ -124,8 +126,7 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's storage dtype; LoRA matrices are float32 whatever it is."""
-        dtype: torch.dtype = self.denoiser.dtype
-        return dtype
+        return self.family.dtype
 
     @property
     def dimensions(self) -> int:
@@ -146,12 +147,11 @@ class Policy:
     def _activate(self, who: str) -> None:
         if who == self._active:
             return
-        if who == BASE:
-            self.denoiser.disable_adapters()
-        else:
-            if self._active in ("", BASE):
-                self.denoiser.enable_adapters()
-            self.denoiser.set_adapter(who)
+        for layer in self._layers:  # diffusers' own switch walks through the whole network, a quarter of a small update
+            if who == BASE or self._active in ("", BASE):
+                layer.enable_adapters(who != BASE)
+            if who != BASE:
+                layer.set_adapter(who)
         for parameter in self._learned:  # peft freezes an adapter that is not active, and its gradients would be lost with it
             parameter.requires_grad_(True)
         self._active = who

@@ -47,7 +47,7 @@ class Family(ABC):
     targets       module name endings that carry the LoRA if nobody says otherwise: the attention's
     half          the storage dtype on a GPU, in which its base does not overflow
     without       parts of the pipeline that are not loaded
-    latent_shape  (C, H, W) of one latent
+    latent_shape  (C, H, W) of one latent;  dtype: the denoiser's, in which it is given them
     """
 
     name: ClassVar[str]
@@ -59,6 +59,7 @@ class Family(ABC):
     def __init__(self, pipeline: Any, size: int = 0) -> None:
         self.pipeline = pipeline
         self.latent_shape = self._latent_shape(size)
+        self.dtype: torch.dtype = self.denoiser.dtype  # once: diffusers looks for it in the whole network
 
     @property
     def denoiser(self) -> Any:
@@ -95,7 +96,7 @@ class Family(ABC):
         """
         n = len(latents)
         positive = expand(embeddings.positive, n)
-        latents = latents.to(self.denoiser.dtype)
+        latents = latents.to(self.dtype)
         if guidance_scale <= 1:
             return self.denoise(latents, timestep, positive)
         both = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])

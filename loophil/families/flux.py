@@ -49,7 +49,7 @@ class Flux(Family):
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
         """One call, whatever the guidance: that of the words where they say one, else `guidance_scale`."""
         words = embeddings.positive if "guidance" in embeddings.positive else self.unguided(embeddings, guidance_scale)
-        return self.denoise(latents.to(self.denoiser.dtype), timestep, expand(words, len(latents)))
+        return self.denoise(latents.to(self.dtype), timestep, expand(words, len(latents)))
 
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
         """One call of the transformer, which wants t itself, and to know where in the picture each token is."""
