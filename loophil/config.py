@@ -24,11 +24,26 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
 # Knobs that may change while a run is open; the others shape what is loaded.
-LIVE = frozenset(
-    {"rewards", "draw.guidance_scale", "draw.negative_prompt", "learn.objective", "learn.learning_rate", "learn.forward_learning_rate", "learn.beta"}
-    | {f"learn.{knob}" for knob in ("trajectory_passes", "forward_passes", "forward_batch", "forward_fraction", "human_weight")}
-    | {"learn.max_staleness", "learn.replay", "learn.forward_objective", "learn.base_kl", "learn.sft", "learn.micro_batch", "learn.taste_weight"}
-)
+LEARN_LIVE = [
+    "objective",
+    "learning_rate",
+    "trajectory_passes",
+    "max_staleness",
+    "replay",
+    "base_kl",
+    "forward_objective",
+    "forward_learning_rate",
+    "forward_passes",
+    "forward_batch",
+    "forward_fraction",
+    "beta",
+    "sft",
+    "micro_batch",
+    "human_weight",
+    "taste_weight",
+    "taste_pooling",
+]
+LIVE = frozenset({"rewards", "draw.guidance_scale", "draw.negative_prompt", *(f"learn.{knob}" for knob in LEARN_LIVE)})
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
     "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},
@@ -98,6 +113,9 @@ class Learn(Section):
     ema: float = Field(0.0, ge=0, lt=1, description="Moving average of the published adapter; 0 = off, the ratio is then 1 at the first step.")
     taste_weight: float = Field(
         1.0, ge=0, description="Weight in automatic rounds of what the ratings say of your taste, times how well it is understood."
+    )
+    taste_pooling: Literal["shared", "own"] = Field(
+        "shared", description="Whether all raters have one taste, or each their own, whose opinions are averaged."
     )
     taste_clip: str = Field(
         "",

@@ -300,7 +300,7 @@ class Loop:
     def _adjust(self, settings: Settings) -> None:
         self.settings = self.studio.settings = self.learner.settings = settings
         self.engine.trainer.adjust(settings.learn)
-        self._news = True
+        self._news = self._said = True
 
     def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:
         began = self._clock()
@@ -333,7 +333,7 @@ class Loop:
     def _understand(self) -> None:
         """The taste model learns from what was rated since; whether automatic rounds may go on follows from it."""
         self._said = False  # first: what is rated meanwhile is learned from again
-        self.understanding.look(partial(self.studio.describe, self.engine))
+        self.understanding.look(partial(self.studio.describe, self.engine), pooled=self.settings.learn.taste_pooling == "shared")
         self._news = True
         self._tell(agreement=self.understanding.share)
 

@@ -1,4 +1,4 @@
-"""Hidden repeats: now and then a group is shown once more to whoever rated it, to see how well people agree with themselves.
+"""Hidden repeats: now and then a group is shown once more, to whoever rated it, to see how well people agree with themselves, or to another.
 
 Which one follows from what was rated: nothing is left to chance, and a page that asks again gets the same. What was shown again is noted in the
 store.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from loophil.store import Store
 from loophil.types import Group
 
-EVERY = 20  # acts of a rater: 5% are repeats
+EVERY = 20  # acts of a rater: 5% are repeats of their own, and 5% another's where there are several
 BACK = 12  # acts that lie between, so that nobody remembers
 NOTE = "repeats"  # [[rater, group], ...]
 TELLING = ("best", "stars")
@@ -23,7 +23,10 @@ class Repeats:
 
     def due(self, rater: str) -> Group | None:
         """The group that this rater is to see again next, None = none."""
-        if self._store.acted(rater) % EVERY != EVERY - 1:
+        turn = self._store.acted(rater) % EVERY
+        if turn == EVERY // 2 - 1:
+            return self._others(rater)
+        if turn != EVERY - 1:
             return None
         known = {group for who, group in self._noted() if who == rater}
         older = [entry for entry in self._store.history(rater=rater, limit=BACK + EVERY)[BACK - 1 :] if entry.act.kind in TELLING]
@@ -33,6 +36,11 @@ class Repeats:
         if entry.group.id not in known:
             self._store.note(NOTE, [*self._noted(), [rater, entry.group.id]])
         return entry.group
+
+    def _others(self, rater: str) -> Group | None:
+        """The newest group that others have told apart and this rater was never shown, None = none."""
+        others = [entry.group for entry in self._store.history(limit=BACK + EVERY) if entry.act.rater != rater and entry.act.kind in TELLING]
+        return next((group for group in others if not any(record.act.rater == rater for record in self._store.acts(group.id))), None)
 
     def agreement(self, rater: str) -> tuple[float, int] | None:
         """(share of the pairs of images that this rater put in the same order both times, groups that were rated twice); None = none was.

@@ -164,10 +164,14 @@ class Session:
         """How well this rater agrees with themselves on groups that were shown twice: (share of pairs, groups); None = none was yet."""
         return self._repeats.agreement(rater)
 
-    def understanding(self) -> tuple[Agreement | None, str]:
-        """How often the taste model agrees with what people chose, None = nobody chose yet; and what follows from it, in a sentence."""
+    def understanding(self, rater: str = DEFAULT_RATER) -> tuple[Agreement | None, str]:
+        """How often the taste model agrees with what this rater chose, None = nothing yet; and what follows from it, in a sentence."""
         rounds = self.settings.loop.auto_rounds_per_rating > 0 and self.settings.learn.taste_weight > 0
-        return self._loop.understanding.agreement, self._loop.understanding.sentence if rounds else ""
+        return self._loop.understanding.of(rater), self._loop.understanding.sentence if rounds else ""
+
+    def raters_agreement(self) -> float | None:
+        """Krippendorff's alpha of raters who rated the same images: 1 alike, 0 as by chance; None = no two did."""
+        return self._loop.understanding.between
 
     def curves(self) -> list[Mean]:
         """The mean of each source over what each version drew, oldest version first. The taste's opinion is of siblings, and has no mean."""

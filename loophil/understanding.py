@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loophil.store import Store, Taught
-from loophil.taste import Agreement, Choice, Taste
+from loophil.taste import Agreement, Choice, Taste, raters_agreement
 from loophil.types import Group
 
+EVERYBODY = ""  # whose taste is pooled; no rater has this name
 TASTE = "taste"  # its name among the sources of a reward
 SCALE = 1.0  # nominal spread of its scores among siblings, in logits
 FEWEST = 8  # choices before it is trusted, whatever they say
@@ -26,47 +27,56 @@ Describe = Callable[[Group], Sequence[Array]]  # (k, d) of each kind of feature
 
 
 class Understanding:
-    """Of one run. `taste` and `agreement` are as of the last `look`; None = nobody has preferred anything yet."""
+    """Of one run, as of the last `look`: of all raters together, or with pooling off of each alone.
+
+    between: Krippendorff's alpha of raters who rated the same images, None = none did
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._features: dict[str, Sequence[Array]] = {}
-        self._fitted: tuple[int, ...] = ()
-        self.taste = Taste.fit([])
-        self.agreement: Agreement | None = None
+        self._fitted: tuple[object, ...] = ()
+        self._tastes: dict[str, Taste] = {}  # by rater; EVERYBODY's where they are pooled
+        self._agreements: dict[str, Agreement] = {}
+        self.between: float | None = None
 
     @property
     def share(self) -> float | None:
-        """How often it agrees, None = nobody has preferred anything yet."""
-        return self.agreement.share if self.agreement else None
+        """How often it agrees, the mean over raters; None = nobody has preferred anything yet."""
+        return float(np.mean([agreement.share for agreement in self._agreements.values()])) if self._agreements else None
 
     @property
     def weight(self) -> float:
-        """How much it may say, 0..1: how far its agreement is beyond chance, 0 while that may be luck."""
-        agreement = self.agreement
-        trusted = agreement is not None and agreement.choices >= FEWEST and agreement.beyond_chance
-        return 2 * agreement.share - 1 if trusted and agreement else 0.0
+        """How much it may say, 0..1: how far its agreement is beyond chance, 0 while that may be luck; the mean over raters."""
+        return float(np.mean([_trust(agreement) for agreement in self._agreements.values()])) if self._agreements else 0.0
+
+    def of(self, rater: str) -> Agreement | None:
+        """How well this rater is understood, or all of them where they are pooled; None = they have preferred nothing yet."""
+        return self._agreements.get(EVERYBODY) or self._agreements.get(rater)
 
     @property
     def sentence(self) -> str:
         """Why it may teach, or why not."""
-        if self.agreement is None or self.agreement.choices < FEWEST:
+        if max((agreement.choices for agreement in self._agreements.values()), default=0) < FEWEST:
             return f"Automatic rounds begin once {FEWEST} groups with a preference are rated."
         if not self.weight:
             return "Automatic rounds have stopped: how well your taste is understood may be luck. Go on rating."
         return "Automatic rounds go on by themselves while nobody waits."
 
-    def look(self, describe: Describe) -> None:
-        """Learns the taste anew, if ratings have come or gone."""
+    def look(self, describe: Describe, *, pooled: bool = True) -> None:
+        """Learns the taste anew, if ratings have come or gone. pooled: all raters have one taste; else each has their own."""
         rated = [taught for taught in self._store.learnable_groups() if taught.ratings][-REMEMBERED:]
-        acts = tuple(act for taught in rated for act in taught.acts)
+        acts = (pooled, *(act for taught in rated for act in taught.acts))
         if acts == self._fitted:
             return
         self._features = {name: known for name, known in self._features.items() if name in self._kept(rated)}
         choices = [choice for taught in rated for choice in self._choices(taught, describe)]
         widths = [part.shape[1] for part in self._features[choices[0].group]] if choices else []
-        self.taste = Taste.fit(choices, blocks=widths)
-        self.agreement = self.taste.agreement()
+        raters = sorted({choice.rater for choice in choices})
+        self._tastes = {EVERYBODY: Taste.fit(choices, blocks=widths)} if pooled else {r: Taste.fit(choices, blocks=widths, rater=r) for r in raters}
+        agreements = {rater: taste.agreement() for rater, taste in self._tastes.items()}
+        self._agreements = {rater: agreement for rater, agreement in agreements.items() if agreement is not None}
+        self.between = raters_agreement(choices)
         self._fitted = acts
 
     def judge(self, group: Group, describe: Describe) -> None:
@@ -76,13 +86,18 @@ class Understanding:
 
     def with_opinion(self, taught: Taught) -> Taught:
         """What is known of a group, with what it thinks of it now instead of then."""
-        if TASTE in taught.scores and taught.group.id in self._features:
+        if TASTE in taught.scores and taught.group.id in self._features and self._agreements:
             taught.scores[TASTE] = self._opinion(self._features[taught.group.id])
         return taught
 
     def _opinion(self, features: Sequence[Array]) -> Array:
-        mean, std = self.taste.compare(np.hstack(features))
-        opinion: Array = mean - CAUTION * std
+        """(k,): of each image among its siblings; the raters' in the mean, weighted by how well each is understood."""
+        rows, opinions, trusts = np.hstack(features), [], []
+        for rater, agreement in self._agreements.items():
+            mean, std = self._tastes[rater].compare(rows)
+            opinions.append(mean - CAUTION * std)
+            trusts.append(_trust(agreement))
+        opinion: Array = np.average(opinions, axis=0, weights=trusts if any(trusts) else None)
         return opinion
 
     def _choices(self, taught: Taught, describe: Describe) -> list[Choice]:
@@ -101,3 +116,8 @@ class Understanding:
         """The groups whose features stay in memory."""
         mine = {taught.group.id for taught in rated}
         return mine | set([name for name in self._features if name not in mine][-REMEMBERED:])
+
+
+def _trust(agreement: Agreement) -> float:
+    """0..1: how far beyond chance, 0 while that may be luck."""
+    return 2 * agreement.share - 1 if agreement.choices >= FEWEST and agreement.beyond_chance else 0.0

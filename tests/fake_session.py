@@ -65,6 +65,7 @@ class FakeSession:
             self.no_signal = 0
             self.agreed: tuple[float, int] | None = None
             self.understood: Agreement | None = None
+            self.between: float | None = None
             self.run = "first"
             self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
@@ -292,7 +293,10 @@ class FakeSession:
     def agreement(self, rater: str = "") -> tuple[float, int] | None:
         return self.agreed
 
-    def understanding(self) -> tuple[Agreement | None, str]:
+    def raters_agreement(self) -> float | None:
+        return self.between
+
+    def understanding(self, rater: str = "me") -> tuple[Agreement | None, str]:
         return self.understood, "Automatic rounds go on by themselves while nobody waits." if self.understood else ""
 
     def curves(self) -> list[Mean]:

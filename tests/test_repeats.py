@@ -52,6 +52,22 @@ def test_one_in_twenty_is_a_group_of_a_while_ago(store: Store) -> None:
     assert repeats.due("bob") is None
 
 
+def test_one_in_twenty_is_a_group_of_another_rater_s(store: Store) -> None:
+    repeats = Repeats(store)
+    theirs = [rate(store, rater="bob", kind=kind) for kind in ("stars", "best", "tie")]
+    shown = []
+    for n in range(EVERY):
+        again = repeats.due("ann")
+        if again is None:
+            rate(store)
+        elif n < EVERY - 1:
+            assert repeats.due("ann") == again
+            shown.append((n, again.id))
+            store.rate(Act(again.id, "ann", STARS), 0)
+    assert shown == [(EVERY // 2 - 1, theirs[1].id)]  # the newest that told something apart
+    assert repeats.agreement("ann") is None
+
+
 def test_what_told_nothing_apart_is_not_shown_again(store: Store) -> None:
     repeats = Repeats(store)
     for _ in range(EVERY - 1):

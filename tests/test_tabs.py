@@ -28,13 +28,15 @@ def test_progress_says_whether_it_learns_and_shows_every_version(desk: tuple[Fak
     for n in (1, 2):
         press(page, "g")
         wait_for_acts(session, page, n)
-    session.agreed, session.understood = (0.83, 4), Agreement(0.78, 0.69, 0.85, 40)
+    session.agreed, session.understood, session.between = (0.83, 4), Agreement(0.78, 0.69, 0.85, 40), 0.62
     session.pairs = {f"p{i}": Pair("a", i, 2, 0, "ann", "tuned" if i < 13 else "base", True) for i in range(20)}
     page.get_by_role("tab", name="Progress").click()
     expect(page.locator(".verdict")).to_have_text("v2 wins 13 of 20 blind pairs against the base: 65% (43 to 82).")
     expect(page.locator(".taste")).to_have_text(
         "Understands your taste: foretells 78% (69 to 85) of the pairs in the last 40 choices. "
-        "Shown 4 groups twice, you put 83% of the pairs in the same order. Automatic rounds go on by themselves while nobody waits."
+        "Shown 4 groups twice, you put 83% of the pairs in the same order. "
+        "On the same pictures, raters agree with each other: 0.62 (Krippendorff's alpha; 1 fully, 0 by chance). "
+        "Automatic rounds go on by themselves while nobody waits."
     )
     expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
     expect(page.locator(".lh-grid thead th")).to_have_text(["", *session.prompts[:2]])

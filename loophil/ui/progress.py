@@ -29,8 +29,9 @@ class Progress(Handlers):
             {"version": version, "name": names.get(version, ""), "pictures": {str(i): answers.picture_url(images, file) for i, file in drawn.items()}}
             for version, drawn in strip.items()
         ]
-        updates, agreement = self.session.updates(), self.session.agreement(self.rater(request, sent_with(event)))
-        taste, rounds = self.session.understanding()
+        rater = self.rater(request, sent_with(event))
+        updates, agreement = self.session.updates(), self.session.agreement(rater)
+        taste, rounds = self.session.understanding(rater)
         return {
             "prompts": prompts,
             "rows": [row for row in rows[:1] if len(rows) > ROWS] + rows[-ROWS:],
@@ -38,6 +39,7 @@ class Progress(Handlers):
             "agreement": {"share": agreement[0], "groups": agreement[1]} if agreement else None,
             "taste": dataclasses.asdict(taste) if taste else None,
             "rounds": rounds,
+            "between": self.session.raters_agreement(),
             "curves": curves(self.session.curves()),
             "log": [answers.update_line(update) for update in updates[-LINES:]],
             "current": self.session.status().policy_version,

@@ -14,7 +14,7 @@ function changed(part, value) {
   return true;
 }
 
-function paintVerdict({ verdicts, current, agreement, taste, rounds }) {
+function paintVerdict({ verdicts, current, agreement, taste, rounds, between }) {
   const newest = verdicts[0];
   const none = current === 0 ? 'Nothing was learned yet.' : 'Nobody has taken the blind test yet.';
   say('.verdict', newest ? `${verdictWords(newest)}.` : none);
@@ -25,7 +25,8 @@ function paintVerdict({ verdicts, current, agreement, taste, rounds }) {
   const self = agreement ? `Shown ${count(agreement.groups, 'group')} twice, you put ${percent(agreement.share)}% of the pairs in the same order.` : '';
   say('.facts', [made, other].filter(Boolean).join(' '));
   const understood = taste ? `Understands your taste: foretells ${percent(taste.share)}% (${percent(taste.low)} to ${percent(taste.high)}) of the pairs in the last ${count(taste.choices, 'choice')}.` : '';
-  say('.taste', [understood, self, rounds].filter(Boolean).join(' '));
+  const others = between === null ? '' : `On the same pictures, raters agree with each other: ${between.toFixed(2)} (Krippendorff's alpha; 1 fully, 0 by chance).`;
+  say('.taste', [understood, self, others, rounds].filter(Boolean).join(' '));
 }
 
 // Pictures never change: one that is there already is only moved.
