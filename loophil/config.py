@@ -24,26 +24,12 @@ RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
 # Knobs that may change while a run is open; the others shape what is loaded.
-LEARN_LIVE = [
-    "objective",
-    "learning_rate",
-    "trajectory_passes",
-    "max_staleness",
-    "replay",
-    "base_kl",
-    "forward_objective",
-    "forward_learning_rate",
-    "forward_passes",
-    "forward_batch",
-    "forward_fraction",
-    "beta",
-    "sft",
-    "micro_batch",
-    "human_weight",
-    "taste_weight",
-    "taste_pooling",
-]
-LIVE = frozenset({"rewards", "draw.guidance_scale", "draw.negative_prompt", *(f"learn.{knob}" for knob in LEARN_LIVE)})
+LIVE = frozenset(
+    {"rewards", "draw.guidance_scale", "draw.negative_prompt"}
+    | {f"learn.{knob}" for knob in ("objective", "learning_rate", "trajectory_passes", "max_staleness", "replay", "base_kl", "micro_batch")}
+    | {f"learn.forward_{knob}" for knob in ("objective", "learning_rate", "passes", "batch", "fraction")}
+    | {f"learn.{knob}" for knob in ("beta", "sft", "human_weight", "taste_weight", "taste_pooling")}
+)
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
     "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},

@@ -115,8 +115,6 @@ def test_its_opinion_becomes_scores_and_follows_what_it_learns_later(room: Room)
     assert not np.allclose(now, said)
     _, std = understanding._tastes[EVERYBODY].compare(features(room.store, group))
     assert now.mean() == pytest.approx(-std.mean() / 2)  # half a standard deviation below
-        -understanding._tastes[EVERYBODY].compare(features(room.store, group))[1].mean() / 2
-    )  # half a standard deviation below
 
 
 def test_opposite_tastes_cancel_when_pooled_and_are_both_understood_on_their_own(room: Room) -> None:
