@@ -12,7 +12,7 @@ What follows from an alarm is the loop's to do (loop.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ from loophil.evaluation import spread
 from loophil.store import Store
 from loophil.types import Entry, Group
 
-WINDOW = 4  # automatic groups that a reading is the mean of
-BASE_GROUPS = 8  # drawn by the base, for its diversity
+WINDOW = 4  # readings that are judged together
+TWINS_EVERY = 4  # automatic groups between two that the base draws too
 RATED = 8  # groups, and as many before them
 SURE = 3.0  # standard errors by which ratings must have fallen
 LEVELS = frozenset({"stars", "good", "bad"})  # acts that say how good a group is; best and worst only order it
@@ -33,12 +33,11 @@ STATE = "alarms"  # the store's note
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One automatic group: the version that drew it, its drift in nats a step, and how much its pictures differ."""
+class Twins:
+    """How much the pictures of a group differ, and those that the base drew of the same prompt and seeds. Other prompts vary too much."""
 
-    version: int
-    drift: float
     spread: float
+    base: float
 
 
 class Fallen(NamedTuple):
@@ -58,13 +57,23 @@ class Watch:
         self.alarm: str = kept.get("alarm", "")
         self._good: int = kept.get("good", 0)
         self._since: int = kept.get("since", 0)  # acts before it were answered for by somebody
-        self._readings = [Reading(**reading) for reading in kept.get("readings", [])]
-        self._base: float | None = None
+        self._drifts: list[float] = kept.get("drifts", [])
+        self._twins = [Twins(**twins) for twins in kept.get("twins", [])]
+        self._seen: int = kept.get("seen", 0)
 
-    def look(self, group: Group, drift: float, loop: LoopKnobs) -> int | None:
-        """Reads an automatic group. If it has gone too far the alarm is raised, and the version to go back to is returned; else None."""
-        self._readings = [*self._readings, Reading(group.policy_version, drift, self._spread(group))][-WINDOW:]
-        back = self._judge(loop) if len(self._readings) == WINDOW and not self.alarm else None
+    def look(self, group: Group, drift: float, loop: LoopKnobs, base: Callable[[], Sequence[Image.Image]]) -> int | None:
+        """Reads an automatic group. If it has gone too far the alarm is raised, and the version to go back to is returned; else None.
+
+        base: draws the group's prompt and seeds by the base; asked now and then
+        """
+        self._drifts = [*self._drifts, drift][-WINDOW:]
+        paired = self._seen % TWINS_EVERY == 0
+        if paired:
+            self._twins = [*self._twins, Twins(spread([self._pictures(group)]), spread([list(base())]))][-WINDOW:]
+        self._seen += 1
+        back = None if self.alarm else self._judge(loop)
+        if paired and not self.alarm and len(self._drifts) == WINDOW:
+            self._good = group.policy_version
         self._keep()
         return back
 
@@ -79,40 +88,33 @@ class Watch:
         if not found and (fallen := self._fallen()):
             found, good = f"your ratings have fallen from {fallen.then:.1f} to {fallen.now:.1f} stars", fallen.version
         if not found:
-            self._good = self._readings[-1].version
             return None
         self.alarm = f"Automatic rounds have stopped: {found}. Version {good} draws again."
-        self._readings = []
+        self._drifts, self._twins = [], []
         return good
 
     def _keep(self) -> None:
-        readings = [asdict(reading) for reading in self._readings]
-        self._store.note(STATE, {"alarm": self.alarm, "good": self._good, "since": self._since, "readings": readings})
+        twins = [asdict(each) for each in self._twins]
+        known = {"alarm": self.alarm, "good": self._good, "since": self._since, "drifts": self._drifts, "twins": twins, "seen": self._seen}
+        self._store.note(STATE, known)
 
     def _sign(self, loop: LoopKnobs) -> str:
         """What the readings of the window say, "" = nothing."""
-        drift = float(np.mean([reading.drift for reading in self._readings]))
-        if drift > loop.drift_cap_nats:
+        drift = float(np.mean(self._drifts))
+        if len(self._drifts) == WINDOW and drift > loop.drift_cap_nats:
             return f"pictures went {drift:.1f} nats a step from the base, and --loop.drift-cap-nats is {loop.drift_cap_nats:g}"
-        base = self._base_spread()
-        share = float(np.mean([reading.spread for reading in self._readings])) / base if base else math.inf
+        ours, base = sum(twins.spread for twins in self._twins), sum(twins.base for twins in self._twins)
+        share = ours / base if len(self._twins) == WINDOW and base else math.inf
         if share < loop.diversity_floor:
             return f"pictures of one prompt differ {share:.0%} as much as the base's, and --loop.diversity-floor is {loop.diversity_floor:g}"
         return ""
 
-    def _base_spread(self) -> float | None:
-        """How much the base's pictures differ; None where no group of the base was rated."""
-        if self._base is None:
-            drawn = [taught.group for taught in self._store.learnable_groups() if taught.group.policy_version == 0][:BASE_GROUPS]
-            self._base = float(np.mean([self._spread(group) for group in drawn])) if drawn else None
-        return self._base
-
-    def _spread(self, group: Group) -> float:
+    def _pictures(self, group: Group) -> list[Image.Image]:
         images = []
         for ref in group.images:
             with Image.open(self._store.images / ref.file) as image:
                 images.append(image.convert("RGB"))
-        return spread([images])
+        return images
 
     def _fallen(self) -> Fallen | None:
         """Whether what people see has become worse in their eyes."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
-from loophil.alarms import RATED, WINDOW, Watch
+from loophil.alarms import RATED, TWINS_EVERY, WINDOW, Watch
 from loophil.config import LoopKnobs
 from loophil.jobs import Engine, Studio
 from loophil.prompts import PromptSource
@@ -49,7 +51,8 @@ class Room:
         said = []
         for version in versions:
             self.draw_by(version)
-            said.append(self.watch.look(self.studio.draw(self.engine, "", "auto"), drift, KNOBS))
+            group = self.studio.draw(self.engine, "", "auto")
+            said.append(self.watch.look(group, drift, KNOBS, partial(self.studio.by_base, self.engine, group)))
         return said
 
 
@@ -67,28 +70,34 @@ def test_a_window_of_drift_raises_the_alarm_and_names_the_last_good_version(room
     assert room.rounds(range(20, 30), drift=99.0) == [None] * 10  # it has said so
 
 
-def test_the_first_window_goes_back_to_the_base(room: Room) -> None:
-    assert room.rounds(range(1, WINDOW + 1), drift=2.0)[-1] == 0
-
-
 def test_without_transitions_there_is_no_drift_to_be_alarmed_by(room: Room) -> None:
     assert set(room.rounds(range(10), drift=NAN)) == {None}
     assert room.watch.alarm == ""
 
 
+def grey(prompt: str, seed: int, weight: float) -> Image.Image:
+    """The base's pictures differ, the tuned ones hardly."""
+    return Image.new("RGB", (8, 8), (seed % 250 if weight == 0 else seed % 50, 0, 0))
+
+
 def test_pictures_that_grow_alike_raise_the_alarm(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    room.rated(0, "good", 5.0)
-    assert set(room.rounds(range(1, 9))) == {None}
-    monkeypatch.setattr(room.fake, "_picture", lambda prompt, seed, weight: Image.new("RGB", (8, 8), (seed % 40, 0, 0)))
-    said = room.rounds(range(9, 13))
-    raised = next(i for i, version in enumerate(said) if version is not None)
-    assert said[raised] == 8 + raised  # the version before
+    monkeypatch.setattr(room.fake, "_picture", grey)
+    room.fake.published = 1.0
+    rounds = TWINS_EVERY * (WINDOW - 1) + 1
+    said = room.rounds(range(1, rounds + 1))
+    assert said == [None] * (rounds - 1) + [rounds - TWINS_EVERY]  # the last that was looked at
     assert "pictures of one prompt differ" in room.watch.alarm
 
 
-def test_without_a_group_of_the_base_nothing_is_said_of_diversity(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.fake, "_picture", lambda prompt, seed, weight: Image.new("RGB", (8, 8)))
-    assert set(room.rounds(range(1, 9))) == {None}
+def test_what_differs_as_the_base_s_raises_none(room: Room) -> None:
+    room.fake.published = 1.0
+    assert set(room.rounds(range(1, 20))) == {None}
+
+
+def test_the_base_is_asked_now_and_then_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room.studio, "by_base", asked := Mock(wraps=room.studio.by_base))
+    room.rounds(range(1, 2 * TWINS_EVERY + 1))
+    assert asked.call_count == 2
 
 
 def falls(room: Room, before: str, after: str) -> None:
@@ -101,7 +110,7 @@ def falls(room: Room, before: str, after: str) -> None:
 
 def test_ratings_that_fall_raise_the_alarm_and_name_the_version_before(room: Room) -> None:
     falls(room, "good", "bad")
-    assert room.rounds(range(8, 8 + WINDOW))[-1] == 3
+    assert room.rounds(range(8, 10)) == [3, None]
     assert room.watch.alarm == "Automatic rounds have stopped: your ratings have fallen from 5.0 to 1.1 stars. Version 3 draws again."
 
 
