@@ -20,9 +20,14 @@ from typing import Any
 
 OUT = Path(__file__).parent / "out"
 TASTES = Path(__file__).parent / "tastes.py"
+# What each learns from, besides the ratings of the same images; "{taste}" stands for the simulated person.
 VARIANTS = {
     "loop": ("--learn.forward-passes", "0"),
+    "replay": ("--learn.forward-passes", "0", "--learn.replay", "true"),
     "both": (),
+    "fpo": ("--learn.forward-objective", "fpo"),
+    "auto": ("--loop.auto-rounds-per-rating", "3"),
+    "oracle": ("--rewards", f"{TASTES}:oracle_{{taste}}=1", "--learn.human-weight", "0"),
 }
 COLUMNS = ("win_rate", "effect", "diversity", "prompt_following", "base_prompt_following", "seconds")
 
@@ -33,7 +38,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--tastes", default="brightness,warmth,contrast")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--clicks", type=int, default=256)
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--variants", default="loop,both", help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     given, knobs = parser.parse_known_args(argv)
     OUT.mkdir(exist_ok=True)
@@ -42,7 +47,7 @@ def run(argv: list[str]) -> int:
             for taste in given.tastes.split(","):
                 path = OUT / f"{variant}-{taste}-{seed}-{given.clicks}.jsonl"
                 if not given.table and not path.exists():
-                    _part(path, taste, seed, given.clicks, [*VARIANTS[variant], *knobs])
+                    _part(path, taste, seed, given.clicks, [*(knob.format(taste=taste) for knob in VARIANTS[variant]), *knobs])
     print(table(sorted(OUT.glob(f"*-{given.clicks}.jsonl"))))
     return 0
 

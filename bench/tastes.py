@@ -84,6 +84,7 @@ leftness = Taste(lambda p: -_centre(p)[0])
 symmetry = Taste(lambda p: -float(np.abs(p.mean(axis=2) - p.mean(axis=2)[:, ::-1]).mean()))
 mood = PromptTaste(darkness.measure, ("dark", "night", "black"))
 matching = PromptTaste(warmth.measure, ("red", "orange", "yellow", "pink", "brown"))
+SPREAD = 0.1  # of a utility among pictures of one prompt, roughly
 TASTES = {
     "brightness": brightness,
     "darkness": darkness,
@@ -99,3 +100,16 @@ TASTES = {
     "mood": mood,
     "matching": matching,
 }
+
+
+def __getattr__(name: str) -> Callable[[list[Image.Image], list[str]], list[float]]:
+    """`oracle_warmth` and so on: the noise-free utility as a reward model, the ceiling of all ratings (`--rewards bench/tastes.py:oracle_warmth=1`)."""
+    kind, _, taste = name.partition("_")
+    if kind != "oracle" or taste not in TASTES:
+        raise AttributeError(name)
+
+    def oracle(images: list[Image.Image], prompts: list[str]) -> list[float]:
+        return [TASTES[taste].utility(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    oracle.scale = SPREAD  # type: ignore[attr-defined]
+    return oracle
