@@ -103,7 +103,7 @@ TASTES = {
 
 
 def __getattr__(name: str) -> Callable[[list[Image.Image], list[str]], list[float]]:
-    """`oracle_warmth` and so on: the noise-free utility as a reward model, the ceiling of all ratings (`--rewards bench/tastes.py:oracle_warmth=1`)."""
+    """`oracle_warmth` and so on: the noise-free utility as a reward model (`--rewards bench/tastes.py:oracle_warmth=1`), the ceiling of ratings."""
     kind, _, taste = name.partition("_")
     if kind != "oracle" or taste not in TASTES:
         raise AttributeError(name)
