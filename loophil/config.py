@@ -32,9 +32,9 @@ LIVE = frozenset(
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
-    "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},
-    "normal": {"learn.beta": 1.0, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 2e-4},
-    "bold": {"learn.beta": 0.5, "learn.learning_rate": 6e-4, "learn.forward_learning_rate": 4e-4},
+    "careful": {"learn.beta": 1.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},
+    "normal": {"learn.beta": 0.5, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 2e-4},
+    "bold": {"learn.beta": 0.25, "learn.learning_rate": 6e-4, "learn.forward_learning_rate": 4e-4},
 }
 
 
@@ -88,7 +88,7 @@ class Learn(Section):
     forward_objective: Literal["nft", "fpo"] = Field(
         "nft", description="The forward-process objective: DiffusionNFT's, or FPO's with the evidence lower bound as likelihood."
     )
-    beta: float = Field(1.0, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
+    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     replay: bool = Field(False, description="Whether such a group trains it in every update until it is too old; off = in one.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")

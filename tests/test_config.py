@@ -84,18 +84,18 @@ def test_changing_what_is_no_knob_is_refused(name: str) -> None:
 
 def test_knobs_are_changed_together_or_not_at_all() -> None:
     before = Settings(rewards={"jpeg": 1.0})
-    after = before.changed({"learn.beta": 0.5, "rewards": {"jpeg": 0.25}, "seed": 7})
-    assert (after.learn.beta, after.rewards, after.seed) == (0.5, {"jpeg": 0.25}, 7)
-    assert after.value("learn.beta") == 0.5
-    assert (before.learn.beta, before.seed) == (1.0, 0)
+    after = before.changed({"learn.beta": 0.75, "rewards": {"jpeg": 0.25}, "seed": 7})
+    assert (after.learn.beta, after.rewards, after.seed) == (0.75, {"jpeg": 0.25}, 7)
+    assert after.value("learn.beta") == 0.75
+    assert (before.learn.beta, before.seed) == (0.5, 0)
     with pytest.raises(ConfigError, match=r"(?s)learn.clip_nats.*learn.beta"):
         before.changed({"learn.beta": -1, "learn.clip_nats": "x"})
 
 
 def test_what_was_set_on_the_page_comes_back_unless_a_flag_says_otherwise() -> None:
-    kept = {"learn.beta": 0.5, "draw.guidance_scale": 5.0, "learn.gone": 3, "seed": "text"}
+    kept = {"learn.beta": 0.75, "draw.guidance_scale": 5.0, "learn.gone": 3, "seed": "text"}
     back = Settings.read(["--draw.guidance-scale", "2"]).resumed(kept)
-    assert (back.learn.beta, back.draw.guidance_scale, back.seed) == (0.5, 2.0, 0)
+    assert (back.learn.beta, back.draw.guidance_scale, back.seed) == (0.75, 2.0, 0)
 
 
 def test_normal_boldness_is_the_default_and_every_live_knob_exists() -> None:

@@ -63,13 +63,13 @@ def test_runs_are_opened_one_at_a_time_and_each_keeps_what_it_has(shelf: Runs, r
 
 
 def test_a_run_comes_back_with_its_own_knobs_and_prompts(shelf: Runs, runs: Path) -> None:
-    shelf.new("two", {"draw.num_images_per_prompt": 3, "learn.beta": 0.5}, "a {cat|cat}\n\n# none\na dog\n")
+    shelf.new("two", {"draw.num_images_per_prompt": 3, "learn.beta": 0.75}, "a {cat|cat}\n\n# none\na dog\n")
     assert shelf.session.prompts == ("a {cat|cat}", "a dog")
     assert shelf.session.k == 3
     shelf.open("one")
-    assert (shelf.session.k, shelf.session.settings.learn.beta) == (4, 1.0)
+    assert (shelf.session.k, shelf.session.settings.learn.beta) == (4, 0.5)
     shelf.open("two")
-    assert (shelf.session.k, shelf.session.settings.learn.beta) == (3, 0.5)
+    assert (shelf.session.k, shelf.session.settings.learn.beta) == (3, 0.75)
     assert shelf.session.prompts == ("a {cat|cat}", "a dog")
     assert shelf.session.settings.runs == runs
 
@@ -85,12 +85,12 @@ def test_the_open_run_is_opened_anew_with_other_knobs(shelf: Runs) -> None:
 def test_a_new_start_opens_the_last_run_as_it_was_unless_a_flag_says_otherwise(shelf: Runs, runs: Path) -> None:
     """The program was started with --model fake; the run was begun on the page with another model, k, rewards and prompts."""
     shelf.new("two", {"model": "other", "draw.num_images_per_prompt": 3, "rewards": {"jpeg": 1.0}}, "a dog")
-    shelf.session.adjust({"rewards": {"jpeg": 0.25}, "learn.beta": 0.5})
+    shelf.session.adjust({"rewards": {"jpeg": 0.25}, "learn.beta": 0.75})
     shelf.close()
     again = Runs(Settings(runs=runs).changed({"loop.threaded": False}), build)
     settings = again.session.settings
     assert (again.session.status().run, settings.model, again.session.k, again.session.prompts) == ("two", "other", 3, ("a dog",))
-    assert (settings.rewards, settings.learn.beta) == ({"jpeg": 0.25}, 0.5)
+    assert (settings.rewards, settings.learn.beta) == ({"jpeg": 0.25}, 0.75)
     again.close()
     again = Runs(Settings(runs=runs, rewards={"clip_score": 2.0}).changed({"loop.threaded": False, "draw.num_images_per_prompt": 2}), build)
     assert (again.session.k, again.session.settings.rewards) == (2, {"clip_score": 2.0})

@@ -190,19 +190,19 @@ def test_knobs_change_while_the_run_is_open_and_come_back_with_it(runs: Path) ->
     fake = FakeEngine()
     session = fake_session(runs, fake, threaded=False, rewards={"dark": 1.0})
     group = session.new_group()
-    session.adjust({"learn.beta": 0.5, "draw.guidance_scale": 5.0, "learn.human_weight": 0.0, "rewards": {"dark": 2.0}})
+    session.adjust({"learn.beta": 0.75, "draw.guidance_scale": 5.0, "learn.human_weight": 0.0, "rewards": {"dark": 2.0}})
     assert fake.learn is not None
-    assert (fake.learn.beta, session.settings.rewards) == (0.5, {"dark": 2.0})
+    assert (fake.learn.beta, session.settings.rewards) == (0.75, {"dark": 2.0})
     session.rate(stars(group))
     assert set(fake.updates[-1][0].shares) == {"dark"}
     assert (group.settings.guidance_scale, session.new_group().settings.guidance_scale) == (3.0, 5.0)
     for changes in ({"draw.num_images_per_prompt": 3}, {"learn.beta": -1.0}, {"rewards": {"other": 1.0}}, {"learn.nothing": 1}):
         with pytest.raises(LoopHILError):
             session.adjust(changes)
-    assert session.settings.learn.beta == 0.5
+    assert session.settings.learn.beta == 0.75
     session.close()
     with closing(open_run(runs, None, base_model="fake", revision=None)) as store:
-        assert store.noted(SET_ON_PAGE)["learn.beta"] == 0.5
+        assert store.noted(SET_ON_PAGE)["learn.beta"] == 0.75
 
 
 def test_knobs_changed_before_the_model_is_there_reach_it(runs: Path) -> None:
