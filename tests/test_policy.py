@@ -270,6 +270,26 @@ def test_acting_restores_who_acted_before_also_after_an_error(policy: Policy) ->
     assert torch.equal(now(), published)
 
 
+def test_wearing_draws_with_other_weights_at_any_strength_and_gives_its_own_back(policy: Policy) -> None:
+    own, theirs = other(policy.weights(), seed=1), other(policy.weights(), seed=2)
+    policy.load_weights(own, 3)
+    before, base = predicted(policy, PUBLISHED), predicted(policy, BASE)
+    twin = Policy(tiny_pipeline(), LORA)
+    twin.load_weights(theirs, 1)
+    with policy.wearing(theirs):
+        assert torch.equal(predicted(policy, PUBLISHED), predicted(twin, PUBLISHED))
+    with policy.wearing(theirs, strength=0.0):
+        torch.testing.assert_close(predicted(policy, PUBLISHED), base)
+    with pytest.raises(KeyError), policy.wearing(theirs, strength=0.5):
+        half = predicted(policy, PUBLISHED)
+        raise KeyError
+    assert not torch.equal(half, predicted(twin, PUBLISHED))
+    assert torch.equal(predicted(policy, PUBLISHED), before)
+    assert same(policy.weights(), own)
+    assert same(policy.weights(LEARNER), own)
+    assert policy.version == 3
+
+
 def test_only_the_learner_learns(policy: Policy) -> None:
     policy.load_weights(other(policy.weights()), 1)
     with policy.acting(LEARNER):
