@@ -280,10 +280,10 @@ def test_wearing_draws_with_other_weights_at_any_strength_and_gives_its_own_back
         assert torch.equal(predicted(policy, PUBLISHED), predicted(twin, PUBLISHED))
     with policy.wearing(theirs, strength=0.0):
         torch.testing.assert_close(predicted(policy, PUBLISHED), base)
-    with pytest.raises(KeyError), policy.wearing(theirs, strength=0.5):
-        half = predicted(policy, PUBLISHED)
+    with policy.wearing(theirs, strength=0.5):
+        assert not torch.equal(predicted(policy, PUBLISHED), predicted(twin, PUBLISHED))
+    with pytest.raises(KeyError), policy.wearing(theirs):
         raise KeyError
-    assert not torch.equal(half, predicted(twin, PUBLISHED))
     assert torch.equal(predicted(policy, PUBLISHED), before)
     assert same(policy.weights(), own)
     assert same(policy.weights(LEARNER), own)
