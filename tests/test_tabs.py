@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from loophil.config import Settings
+from loophil.config import BOLDNESS, Settings
 from loophil.taste import Agreement
 from loophil.types import Act, Label, Mean, Pair
 from tests.browsing import FIRST_PIXEL, open_board, press, wait_for_acts
@@ -323,10 +323,10 @@ def test_settings_change_what_may_change_and_show_the_rest(desk: tuple[FakeSessi
     panel.get_by_text("Bold", exact=True).click()
     page.wait_for_function("() => document.querySelector('.bold input[value=bold]').checked")
     for _ in range(100):
-        if session.knobs.learn.beta == 0.5:
+        if session.knobs.learn.beta == BOLDNESS["bold"]["learn.beta"]:
             break
         page.wait_for_timeout(50)
-    assert (session.knobs.learn.beta, session.knobs.learn.learning_rate) == (0.5, 2e-4)
+    assert {name: session.knobs.value(name) for name in BOLDNESS["bold"]} == BOLDNESS["bold"]
     panel.get_by_label("weight of jpeg").fill("1.25")
     panel.get_by_label("What not to draw").fill("blue <b>")
     panel.get_by_label("What not to draw").press("Tab")
