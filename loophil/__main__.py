@@ -137,8 +137,8 @@ def tune(given: argparse.Namespace, knobs: list[str]) -> int:
         goal = session.status().updates + given.updates
         while (status := session.status()).updates < goal:
             session.automatic_round()
-            if GO_ON in status.remedies:
-                raise LearningError(f"{status.last_error}")
+            if GO_ON in session.status().remedies:
+                raise LearningError(f"{session.status().last_error}")
             if status.last_error or status.missing_rewards:
                 print(status.last_error or "; ".join(status.missing_rewards.values()), file=sys.stderr)
             print(json.dumps({"updates": session.status().updates, **session.status().last_update}))

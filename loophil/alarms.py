@@ -57,7 +57,7 @@ class Watch:
         self.alarm: str = kept.get("alarm", "")
         self._good: int = kept.get("good", 0)
         self._since: int = kept.get("since", 0)  # acts before it were answered for by somebody
-        self._drifts: list[float] = kept.get("drifts", [])
+        self._drifts = [math.nan if drift is None else drift for drift in kept.get("drifts", [])]  # JSON has no NaN
         self._twins = [Twins(**twins) for twins in kept.get("twins", [])]
         self._seen: int = kept.get("seen", 0)
 

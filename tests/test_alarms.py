@@ -72,6 +72,8 @@ def test_a_window_of_drift_raises_the_alarm_and_names_the_last_good_version(room
 
 def test_without_transitions_there_is_no_drift_to_be_alarmed_by(room: Room) -> None:
     assert set(room.rounds(range(10), drift=NAN)) == {None}
+    room.watch = Watch(room.store)
+    assert set(room.rounds(range(10, 12), drift=NAN)) == {None}
     assert room.watch.alarm == ""
 
 
