@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from loophil.config import LoopKnobs
-from loophil.evaluation import spread
+from loophil.evaluation import Pictures, spread
 from loophil.store import Store
 from loophil.types import Entry, Group
 
@@ -61,15 +60,16 @@ class Watch:
         self._twins = [Twins(**twins) for twins in kept.get("twins", [])]
         self._seen: int = kept.get("seen", 0)
 
-    def look(self, group: Group, drift: float, loop: LoopKnobs, base: Callable[[], Sequence[Image.Image]]) -> int | None:
+    def look(self, group: Group, drift: float, loop: LoopKnobs, twins: Callable[[], Pictures]) -> int | None:
         """Reads an automatic group. If it has gone too far the alarm is raised, and the version to go back to is returned; else None.
 
-        base: draws the group's prompt and seeds by the base; asked now and then
+        twins: the group's pictures, and the base's of the same prompt and seeds; asked for now and then
         """
         self._drifts = [*self._drifts, drift][-WINDOW:]
         paired = self._seen % TWINS_EVERY == 0
         if paired:
-            self._twins = [*self._twins, Twins(spread([self._pictures(group)]), spread([list(base())]))][-WINDOW:]
+            ours, base = twins()
+            self._twins = [*self._twins, Twins(spread([ours]), spread([base]))][-WINDOW:]
         self._seen += 1
         back = None if self.alarm else self._judge(loop)
         if paired and not self.alarm and len(self._drifts) == WINDOW:
@@ -108,13 +108,6 @@ class Watch:
         if share < loop.diversity_floor:
             return f"pictures of one prompt differ {share:.0%} as much as the base's, and --loop.diversity-floor is {loop.diversity_floor:g}"
         return ""
-
-    def _pictures(self, group: Group) -> list[Image.Image]:
-        images = []
-        for ref in group.images:
-            with Image.open(self._store.images / ref.file) as image:
-                images.append(image.convert("RGB"))
-        return images
 
     def _fallen(self) -> Fallen | None:
         """Whether what people see has become worse in their eyes."""

@@ -117,9 +117,13 @@ class Studio:
         images = [_read(self.store.images / ref.file) for ref in group.images]
         return engine.describe(images, [group.prompt] * len(images))
 
-    def by_base(self, engine: Engine, group: Group) -> list[Image.Image]:
-        """A group's prompt and seeds drawn by the base, not kept."""
-        return engine.sampler.pictures(group.prompt, group.settings, tuple(ref.seed for ref in group.images), who="base")
+    def twins(self, engine: Engine, group: Group) -> list[list[Image.Image]]:
+        """A group's pictures, and those that the base draws of its prompt and seeds, not kept."""
+        seeds = tuple(ref.seed for ref in group.images)
+        return [
+            [_read(self.store.images / ref.file) for ref in group.images],
+            engine.sampler.pictures(group.prompt, group.settings, seeds, who="base"),
+        ]
 
     def picture(self, engine: Engine, prompt: str, seed: int, look: Look) -> Image.Image:
         """One picture by any version, at any LoRA strength, not kept."""

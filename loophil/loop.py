@@ -345,7 +345,7 @@ class Loop:
         while self._unscored:
             self._score()
         self.understanding.judge(group, partial(self.studio.describe, self.engine))
-        drift, twins = self.learner.drift(self.engine, group), partial(self.studio.by_base, self.engine, group)
+        drift, twins = self.learner.drift(self.engine, group), partial(self.studio.twins, self.engine, group)
         if (good := self.watch.look(group, drift, self.settings.loop, twins)) is not None:
             self.store.drop_group(group.id)
             self._changed(self.learner.rollback(self.engine, good))

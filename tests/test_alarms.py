@@ -52,7 +52,7 @@ class Room:
         for version in versions:
             self.draw_by(version)
             group = self.studio.draw(self.engine, "", "auto")
-            said.append(self.watch.look(group, drift, KNOBS, partial(self.studio.by_base, self.engine, group)))
+            said.append(self.watch.look(group, drift, KNOBS, partial(self.studio.twins, self.engine, group)))
         return said
 
 
@@ -97,7 +97,7 @@ def test_what_differs_as_the_base_s_raises_none(room: Room) -> None:
 
 
 def test_the_base_is_asked_now_and_then_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.studio, "by_base", asked := Mock(wraps=room.studio.by_base))
+    monkeypatch.setattr(room.studio, "twins", asked := Mock(wraps=room.studio.twins))
     room.rounds(range(1, 2 * TWINS_EVERY + 1))
     assert asked.call_count == 2
 
