@@ -128,12 +128,12 @@ class Trainer:
         loss_sum = 0.0
         for example in examples:
             for rows, steps in _micro_batches(example, learn.micro_batch):
-                log_probs, old, mean = self._score(example, rows, steps)
+                log_probs, old, output = self._score(example, rows, steps)
                 mask = sample_dropout(log_probs, old, per_dimension(learn.dropout_nats, D))
                 advantages = example.advantages[rows].to(log_probs.device)
                 loss, stats = objective(log_probs, old, advantages, clip_range=per_dimension(learn.clip_nats, D), mask=mask, total=total)
                 if learn.base_kl:
-                    loss = loss + learn.base_kl * self._base_kl(example, rows, steps, mean).sum() / total
+                    loss = loss + learn.base_kl * self._base_kl(example, rows, steps, output).sum() / total
                 loss_sum += self._backward(loss)
                 joined = stats if joined is None else joined + stats
                 yield meter.tick()
@@ -156,28 +156,29 @@ class Trainer:
         scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.learn.micro_batch)]
         return float(torch.cat([old - log_probs for log_probs, old, _ in scored]).mean()) * self.policy.dimensions
 
-    def _base_kl(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """(n,) KL of transitions `steps` of images `rows`, whose means are `mean`, from the base's."""
-        settings = example.lesson.group.settings
+    def _base_kl(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """(n,) KL of transitions `steps` of images `rows`, for which the learner said `output`, from the base's."""
+        settings, device = example.lesson.group.settings, self.policy.device
         with torch.no_grad():
             base = self._score(example, rows, steps, BASE)[2]
-        timesteps = example.trajectory.timesteps[steps].to(self.policy.device)
-        std = self.schedule.std(timesteps, num_inference_steps=settings.num_inference_steps, eta=settings.eta)
-        return base_kl(mean, base, std.to(self.policy.device))
+        x_t, timesteps = example.trajectory.latents[rows, steps].to(device), example.trajectory.timesteps[steps].to(device)
+        how: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "eta": settings.eta}
+        mean, base_mean = (self.schedule.mean(said, timesteps, x_t, **how) for said in (output, base))
+        return base_kl(mean, base_mean, self.schedule.std(timesteps, **how).to(device))
 
     def _score(
         self, example: Example, rows: torch.Tensor, steps: torch.Tensor, who: str = LEARNER
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(log_probs (n, 1), old_log_probs (n, 1), means (n, C, H, W)): transitions `steps` of images `rows` under `who`, and as stored."""
+        """(log_probs (n, 1), old_log_probs (n, 1), model outputs (n, C, H, W)): transitions `steps` of images `rows` under `who`, and as stored."""
         trajectory, settings, device = example.trajectory, example.lesson.group.settings, self.policy.device
         x_t, x_prev = trajectory.latents[rows, steps].to(device), trajectory.latents[rows, steps + 1].to(device)
         timesteps = trajectory.timesteps[steps].to(device)
         with self.policy.acting(who):
             output = self.policy.predict(x_t, timesteps, example.embeddings, settings.guidance_scale)
-        how: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "eta": settings.eta}
-        _, log_probs = step_with_log_prob(self.schedule, output, timesteps, x_t, prev_sample=x_prev, **how)
-        mean = self.schedule.mean(output, timesteps, x_t, **how)
-        return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None], mean
+        _, log_probs = step_with_log_prob(
+            self.schedule, output, timesteps, x_t, num_inference_steps=settings.num_inference_steps, eta=settings.eta, prev_sample=x_prev
+        )
+        return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None], output
 
     def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[Done]:
         """One optimizer step of the forward-process objective on `forward_batch` noised images, or more: nothing new is passed over."""
