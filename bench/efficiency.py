@@ -1,9 +1,10 @@
 """What a person's clicks bring: win rate, effect, diversity and prompt-following against rated images, by simulated tastes.
 
-    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both]
+    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both] [--table] [knobs]
 
 Each part is one `python -m loophil simulate` whose lines are kept in bench/out/ beside the LoRA that it ended with; parts that are there
-are not run again. Prints medians over tastes and seeds with n, so that a stopped bench can go on another day.
+are not run again, so a stopped bench can go on another day. Prints the median over tastes and seeds with the lowest and the highest, and n;
+draws win rate and effect against rated images into bench/out/efficiency.png. Knobs behind are those of the program: `--model` for another base.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ VARIANTS = {
     "oracle": ("--rewards", f"{TASTES}:oracle_{{taste}}=1", "--learn.human-weight", "0"),
 }
 COLUMNS = ("win_rate", "effect", "diversity", "prompt_following", "base_prompt_following", "seconds")
+PLOTTED = {"win_rate": "share of pairs won against the base", "effect": "effect, in standard deviations of the base"}
+Rows = dict[tuple[str, int], list[dict[str, Any]]]
 
 
 def run(argv: list[str]) -> int:
@@ -42,13 +45,17 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     given, knobs = parser.parse_known_args(argv)
     OUT.mkdir(exist_ok=True)
-    for variant in given.variants.split(","):
-        for seed in given.seeds.split(","):
-            for taste in given.tastes.split(","):
+    paths = []
+    for seed in given.seeds.split(","):
+        for taste in given.tastes.split(","):
+            for variant in given.variants.split(","):
                 path = OUT / f"{variant}-{taste}-{seed}-{given.clicks}.jsonl"
                 if not given.table and not path.exists():
                     _part(path, taste, seed, given.clicks, [*(knob.format(taste=taste) for knob in VARIANTS[variant]), *knobs])
-    print(table(sorted(OUT.glob(f"*-{given.clicks}.jsonl"))))
+                paths.append(path)
+    rows = gather(path for path in paths if path.exists())
+    print(table(rows))
+    plot(rows, OUT / "efficiency.png")
     return 0
 
 
@@ -67,22 +74,48 @@ def _loophil(*command: str) -> None:
     subprocess.run([sys.executable, "-m", "loophil", *command], check=True)
 
 
-def table(paths: list[Path]) -> str:
-    """A Markdown table: medians by variant and clicks."""
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+def gather(paths: Iterable[Path]) -> Rows:
+    """{(variant, clicks at the checkpoint): the figures of each part that got there}, in the order of the paths."""
+    rows: Rows = defaultdict(list)
     for path in paths:
-        variant = path.name.split("-")[0]
         for line in path.read_text().splitlines():
             figures = json.loads(line)
-            rows[variant, figures["clicks"] // 16 * 16].append(figures)
+            rows[path.name.split("-")[0], figures["clicks"] // 16 * 16].append(figures)
+    return rows
+
+
+def table(rows: Rows) -> str:
+    """A Markdown table by variant and clicks."""
     lines = ["| variant | clicks | n | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for (variant, clicks), figures in sorted(rows.items()):
-        cells = medians(figures, COLUMNS)
-        lines.append(f"| {variant} | {clicks} | {len(figures)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {variant} | {clicks} | {len(figures)} | " + " | ".join(medians(figures, COLUMNS)) + " |")
     return "\n".join(lines)
 
 
 def medians(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
-    """The cells of a table row; empty where nothing is known."""
-    known = [[row[column] for row in rows if row[column] is not None] for column in columns]
-    return [f"{statistics.median(values):.2f}" if values else "" for values in known]
+    """The cells of a table row: median, and lowest and highest where they differ from it; empty where nothing is known."""
+    return [_median([row[column] for row in rows if row[column] is not None]) for column in columns]
+
+
+def _median(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    middle, low, high = (f"{value:.2f}" for value in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def plot(rows: Rows, to: Path) -> None:
+    """A picture of the medians against rated images, each with the band from lowest to highest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (column, label) in zip(figure.subplots(1, 2), PLOTTED.items(), strict=True):
+        for variant in dict.fromkeys(variant for variant, _ in rows):
+            points = sorted((clicks, [row[column] for row in figures]) for (name, clicks), figures in rows.items() if name == variant)
+            clicks = [at for at, _ in points]
+            axes.plot(clicks, [statistics.median(values) for _, values in points], marker="o", label=variant)
+            axes.fill_between(clicks, [min(values) for _, values in points], [max(values) for _, values in points], alpha=0.15)
+        axes.set(xlabel="rated images", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(to, dpi=120)
