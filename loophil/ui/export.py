@@ -23,7 +23,8 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 
 pipe = DiffusionPipeline.from_pretrained("{model}")
-pipe.unet = PeftModel.from_pretrained(pipe.unet, "{name}")""",
+tuned = "unet" if hasattr(pipe, "unet") else "transformer"
+setattr(pipe, tuned, PeftModel.from_pretrained(getattr(pipe, tuned), "{name}"))""",
     "kohya": """ComfyUI: copy {file} to models/loras, put a Load LoRA node behind the checkpoint.
 A1111: copy {file} to models/Lora, write <lora:{name}:1> into the prompt.""",
 }
