@@ -1,8 +1,11 @@
-"""The loop without a page: simulated raters with figures, reward models alone, and export.
+"""The loop without a page: simulated raters with figures, reward models alone, export, and pushing to the Hub.
 
 python -m loophil simulate --rater FILE.py:NAME --clicks N [--run NAME] [--seed S] [--out FILE.jsonl] [knobs]
 python -m loophil tune --rewards clip_score=1 --updates N [--run NAME] [knobs]
 python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knobs]
+python -m loophil push --run NAME --to USER/REPO [--format diffusers|peft|kohya] [--private] [knobs]
+
+push takes the token from HF_TOKEN or from what `hf auth login` stored.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from loophil.build import build, follows, load_rater, measured_prompts
 from loophil.config import Settings
 from loophil.errors import ConfigError, LearningError, LoopHILError, RunError
 from loophil.evaluation import Examiner
+from loophil.hub import Repository
 from loophil.process import prepare_process
 from loophil.session import FORMATS, Session
 from loophil.types import GO_ON, Act, DrawSettings, Group
@@ -47,10 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     exporting = commands.add_parser("export", help="the current LoRA of a run as a file")
     exporting.add_argument("--format", choices=FORMATS, required=True)
     exporting.add_argument("--to", type=Path, required=True, help="folder to put it in")
+    pushing = commands.add_parser("push", help="the current LoRA of a run to the Hugging Face Hub, with its card")
+    pushing.add_argument("--to", required=True, help="the repository, USER/REPO; it is made if it is not there")
+    pushing.add_argument("--format", choices=FORMATS, default="diffusers")
+    pushing.add_argument("--private", action="store_true", help="for you alone to see")
     given, knobs = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        return {"simulate": simulate, "tune": tune, "export": export}[given.command](given, knobs)
+        return {"simulate": simulate, "tune": tune, "export": export, "push": push}[given.command](given, knobs)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 78
@@ -154,6 +162,19 @@ def export(given: argparse.Namespace, knobs: list[str]) -> int:
         target = given.to / made.name
         shutil.copyfile(made, target)
     print(target)
+    return 0
+
+
+def push(given: argparse.Namespace, knobs: list[str]) -> int:
+    """Publishes the run's current LoRA and prints the repository's address. There is no flag for the token: everybody here could read it."""
+    if any(knob.startswith("--") and "token" in knob.partition("=")[0] for knob in knobs):
+        raise ConfigError("A token on the command line can be read by every process: set HF_TOKEN or run `hf auth login` instead.")
+    settings = _inline(Settings.read(knobs))
+    repository = Repository(given.to)
+    repository.sign_in()  # before a large model is loaded
+    with _open(settings) as session:
+        for step in session.push(repository, given.format, private=given.private):
+            print(step.address or step.doing, file=sys.stdout if step.address else sys.stderr)
     return 0
 
 

@@ -1,6 +1,6 @@
 """A tuned adapter as files that other programs load: diffusers, peft and kohya (ComfyUI, A1111), each with a model card.
 
-Not a checkpoint: a run keeps its own versions with optimizer and RNG; nothing here is read back by LoopHIL. And not an upload.
+Not a checkpoint: a run keeps its own versions with optimizer and RNG; nothing here is read back by LoopHIL. And not an upload: hub.py.
 Why by hand: the stock writers lose alpha (diffusers without its metadata), write alpha = rank (the kohya converter), or list every field
 of today's LoraConfig, which older releases refuse. Here each file is a pure function of the Adapter: the same version gives the same bytes.
 
@@ -261,7 +261,7 @@ A LoRA for {base}, tuned with LoopHIL: live preference tuning by LOOP, leave-one
 {grid}
 ## How to load it
 
-`pipe` is the base model's pipeline, and FOLDER is where this file lies.
+`pipe` is the base model's pipeline, and FOLDER is where this file lies: a folder, or the name of this repository on the Hub.
 
 | | |
 |---|---|
@@ -276,7 +276,7 @@ def _card(adapter: Adapter, format: str, name: str, pictures: Sequence[BeforeAft
     """README.md as the Hub reads it: front matter, what was learned from what, pictures, how to load it."""
     base = _public(adapter.base_model)
     front = ModelCardData(
-        base_model=base,
+        base_model=base if PUBLIC.fullmatch(base) else None,  # the Hub refuses a card with anything else there
         library_name="peft" if format == "peft" else "diffusers",
         license=adapter.licence,
         pipeline_tag="text-to-image",

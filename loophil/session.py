@@ -1,24 +1,25 @@
-"""What a person can do with a run: get groups, rate, undo, pause, compare, roll back, export. The same for page, API and command line.
+"""What a person can do with a run: get groups, rate, undo, pause, compare, roll back, export, push. The same for page, API and command line.
 
 It checks what is sent, writes ratings straight to the store and tells the loop. It never touches the device, SQL or widgets;
-only `new_group`, `compare`, `rollback`, `export` and `measure` wait for the worker.
+only `new_group`, `compare`, `rollback`, `export`, `push` and `measure` wait for the worker.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from loophil.blind import BlindTest, Question
 from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, LoopHILError
+from loophil.hub import PushStep, Repository, exported_files
 from loophil.jobs import Engine
 from loophil.loop import Loop
 from loophil.prompts import clean_prompt, expand
@@ -33,6 +34,7 @@ FORMATS = ("diffusers", "peft", "kohya")
 WAIT_SECONDS = 600.0
 DEFAULT_RATER = "me"
 MAX_STRENGTH, MAX_COVERS = 1.5, 4
+T = TypeVar("T")
 RATINGS_FILES = {"csv": to_csv, "jsonl": to_jsonl}
 
 
@@ -233,14 +235,22 @@ class Session:
 
     def export(self, format: str = "diffusers", label: Label | None = None) -> Path:
         """The current LoRA as one file: "diffusers" or "peft" (zip of a folder), "kohya" (A1111, ComfyUI)."""
-        if format not in FORMATS:
-            raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
-        label = label or Label()
-        if len(label.covers) > MAX_COVERS:
-            raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
-        drawn = replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))
-        path: Path = self._wait(self._loop.call("exporting", lambda engine: self._export(engine, format, drawn)))
-        return path
+        return self._exported(format, _to_draw(format, label), lambda path: path)
+
+    def push(self, repository: Repository, format: str = "diffusers", label: Label | None = None, *, private: bool = False) -> Iterator[PushStep]:
+        """Publishes the current LoRA on the Hub, step by step: says what comes next, and last the address. The worker makes the files alone.
+
+        A licence that the label leaves open is what the Hub states of the base.
+        """
+        label = _to_draw(format, label)
+        yield PushStep("Signing in to the Hub")
+        repository.sign_in()
+        if not label.licence:
+            label = replace(label, licence=repository.licence_of(self.settings.model))
+        yield PushStep("Making the files and their pictures")
+        name, files = self._exported(format, label, exported_files)
+        yield PushStep(f"Uploading {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
+        yield PushStep("Published", repository.push(files, f"{name}, made with LoopHIL", private=private))
 
     def measure(self, work: Callable[[Engine], Any]) -> Any:
         """Runs `work(engine)` in the worker and waits: for figures on the command line."""
@@ -256,6 +266,11 @@ class Session:
         with self._closing:
             self._loop.close()
             self._store.close()
+
+    def _exported(self, format: str, label: Label, use: Callable[[Path], T]) -> T:
+        """What `use` makes of the exported file, in the worker too: there no other export can take its place meanwhile."""
+        used: T = self._wait(self._loop.call("exporting", lambda engine: use(self._export(engine, format, label))))
+        return used
 
     def _drawn(self, prompt: str, seed: int, looks: Sequence[Look]) -> tuple[Image.Image, ...]:
         return tuple(self._wait(self._loop.compare(prompt, seed, looks)))
@@ -277,3 +292,13 @@ class Session:
             raise
         except Exception as error:
             raise LoopHILError(f"That failed: {str(error) or type(error).__name__}.") from error
+
+
+def _to_draw(format: str, label: Label | None) -> Label:
+    """The label with its cover prompts as they are drawn; InvalidInput for what cannot be exported."""
+    if format not in FORMATS:
+        raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
+    label = label or Label()
+    if len(label.covers) > MAX_COVERS:
+        raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
+    return replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))

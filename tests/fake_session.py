@@ -9,7 +9,7 @@ import random
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from loophil.blind import Question
 from loophil.config import LIVE, Settings
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
+from loophil.hub import PushStep, Repository
 from loophil.store import RunInfo, Update
 from loophil.taste import Agreement
 from loophil.types import MAX_PROMPT, Act, DrawSettings, Entry, Group, ImageRef, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
@@ -67,6 +68,7 @@ class FakeSession:
             self.understood: Agreement | None = None
             self.between: float | None = None
             self.run = "first"
+            self.pushes: list[tuple[str, str, str, bool]] = []
             self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
             self.paused = False
@@ -351,6 +353,15 @@ class FakeSession:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("README.md", f"version {self.published[-1].number}")
         return path
+
+    def push(self, repository: Repository, format: str, label: Label | None = None, *, private: bool = False) -> Iterator[PushStep]:
+        """Asks no hub for anything; `pushes` remembers under which token which repository was meant."""
+        self.label = label
+        yield PushStep("Making the files and their pictures")
+        if self.fault is not None:
+            raise self.fault
+        self.pushes.append((repository.name, repository._token, format, private))
+        yield PushStep("Published", f"https://hub.example/{repository.name}")
 
     def close(self) -> None:
         self.closed = True

@@ -34,6 +34,7 @@ STOREYS = {
     "loophil.sampler": 3,
     "loophil.trainer": 3,
     "loophil.export": 3,
+    "loophil.hub": 3,
     "loophil.policy": 2,
     "loophil.lessons": 2,
     "loophil.understanding": 3,
@@ -64,10 +65,11 @@ WALLS = {
     "sqlite_utils": {"loophil.store"},
     "diffusers": {"loophil.families", "loophil.policy", "loophil.export"},  # the method is pure functions of tensors
     "peft": {"loophil.families", "loophil.policy", "loophil.export"},
+    "huggingface_hub": {"loophil.hub", "loophil.export", "rewards.weights"},  # a token passes through one module
     "rewards": {"loophil.build"},  # a reward is added without touching the loop
     "data": {"rewards.scene_check"},  # the loop knows nothing of the embedded model's world
 }
-WITHOUT_TORCH = {"loophil.config", "loophil.store", "loophil.session", "loophil.ui"}
+WITHOUT_TORCH = {"loophil.config", "loophil.store", "loophil.session", "loophil.hub", "loophil.ui"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Reward models that are published as pickles alone are read by one module, weights only; its test writes such files.
 PICKLE_READERS = {Path("rewards/weights.py"): {"torch.load"}, Path("tests/test_reward_models.py"): {"torch.load", "torch.save"}}

@@ -1,6 +1,7 @@
-"""`python -m loophil`: simulate, tune and export as somebody types them, on a tiny model folder; and what is said when they cannot be."""
+"""`python -m loophil`: simulate, tune, export and push as somebody types them, on a tiny model folder; and what is said when they cannot be."""
 
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from safetensors import safe_open
 
 from loophil.__main__ import main
 from loophil.store import open_run
+from tests.stand_in_hub import GOOD, StandInHub
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["clicks", "images", "updates", "seconds", "win_rate", "effect", "diversity", "prompt_following", "base_prompt_following"]
@@ -119,6 +121,54 @@ def test_simulation_of_a_named_run_stays_and_can_be_exported(
     assert any(name.endswith("pytorch_lora_weights.safetensors") for name in zipfile.ZipFile(zipped).namelist())
     with safe_open(kohya, framework="numpy") as file:
         assert (file.metadata()["ss_network_dim"], float(file.metadata()["ss_network_alpha"])) == ("2", 3.0)
+
+
+def test_a_run_is_pushed_with_its_card_and_the_token_is_seen_nowhere(
+    rater: Path,
+    knobs: list[str],
+    tmp_path: Path,
+    runs: Path,
+    hub: StandInHub,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert simulate(rater, 3, [*knobs, "--run", "mine"]) == 0
+    capfd.readouterr()
+    assert main(["push", "--to", "ann/warm", "--private", "--run", "mine", *knobs]) == 0
+    said = capfd.readouterr()
+    assert said.out == f"{hub.url}/ann/warm\n"
+    assert [line for line in said.err.splitlines() if line.startswith(("Signing", "Making", "Uploading"))][-1].startswith("Uploading 10 files, ")
+    [(name, message, files)] = hub.commits
+    with zipfile.ZipFile(runs / "mine" / "exports" / "mine-v1-diffusers.zip") as exported:
+        assert files == {file: exported.read(file) for file in exported.namelist()}
+    assert (name, message, hub.repositories) == ("ann/warm", "mine-v1-diffusers, made with LoopHIL", {"ann/warm": True})
+    assert {"README.md", "pytorch_lora_weights.safetensors", "images/base_3.png", "images/tuned_3.png"} < set(files)
+    assert "3 rated images" in files["README.md"].decode()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 10
+    assert [path.name for path in kept if GOOD.encode() in path.read_bytes()] == []
+    assert GOOD not in said.out + said.err + caplog.text
+
+
+def test_what_cannot_be_pushed_is_said_before_a_model_is_loaded(
+    runs: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults = {"/whoami": 401}
+    for name, sentence in (("ann/warm", "The Hub refused the token"), ("warm", "A repository is named USER/REPO")):
+        assert main(["push", "--to", name]) == 1
+        assert capsys.readouterr().err.startswith(sentence)
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", "--to", "ann/warm"]) == 1
+    assert capsys.readouterr().err.startswith("There is no Hugging Face token")
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("flag", [["--token", GOOD], [f"--hf-token={GOOD}"]])
+def test_a_token_on_the_command_line_is_refused_and_not_repeated(flag: list[str], hub: StandInHub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "--to", "ann/warm", *flag]) == 78
+    assert capsys.readouterr().err == "A token on the command line can be read by every process: set HF_TOKEN or run `hf auth login` instead.\n"
+    assert hub.requests == []
 
 
 def test_tuning_by_rewards_publishes_so_many_versions(knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,14 @@ from starlette.requests import Request
 
 from loophil.config import Settings
 from loophil.errors import ConfigError, InvalidInput, LoopHILError
-from loophil.types import Act, Group, Mean, Status
+from loophil.types import Act, Group, Label, Mean, Status
 from loophil.ui import answers, board, compare, export, history, page, parse, progress, runs, settings
 from loophil.ui.access import Access
 from loophil.ui.layout import hub_sign_in
 from loophil.ui.server import from_another_site, names_this_machine
 from tests.fake_session import FakeSession
 from tests.serving import call, run, serving
+from tests.stand_in_hub import GOOD, StandInHub
 
 ASSETS = Path(board.__file__).parent / "static"
 CONTRACTS = {"/new_group", "/rate", "/status", "/compare", "/pause", "/resume", "/rollback", "/export"}
@@ -183,6 +184,27 @@ def test_on_a_space_its_author_and_listed_accounts_may(monkeypatch: pytest.Monke
         access.teacher(request(account=account("eve")))
     with pytest.raises(InvalidInput, match="sign in"):
         access.teacher(request(account=account("ann", expires_in=-1)))
+
+
+def test_the_owner_is_whoever_is_there_the_first_name_or_the_spaces_author(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may publish under which token is nobody else's choice, whatever else they may do."""
+    assert Access.of(Settings.read(None)).owner(request()) == "me"
+    listed = Access.of(Settings.read(None, auth="ann:open-sesame,bob:open-barley"))
+    assert listed.owner(request(password="ann:open-sesame")) == "ann"
+    public = Access.of(Settings.read(None, host="0.0.0.0", public=True, auth="ann:open-sesame"))
+    assert public.owner(request(password="ann:open-sesame")) == "ann"
+    nobody = [Access.of(Settings.read(None, host=host, public=True)) for host in ("127.0.0.1", "0.0.0.0")]
+    monkeypatch.setenv("SPACE_ID", "ann/loop")
+    monkeypatch.setenv("SPACE_AUTHOR_NAME", "ann")
+    space = Access.of(Settings.read(None, auth="bob,eve:open-barley"))
+    assert space.owner(request(account=account("ann"))) == "ann"
+    refused = [(listed, request(password="bob:open-barley")), (listed, request()), (public, request()), *((access, request()) for access in nobody)]
+    refused += [(space, who) for who in (request(account=account("bob")), request(password="eve:open-barley"), request())]
+    refused += [(space, request(account=account("ann", expires_in=-1)))]
+    for access, who in refused:
+        with pytest.raises(InvalidInput, match="Only the run's owner may push: sign in as the owner, or run `python -m loophil push`"):
+            access.owner(who)
+    assert [space.may_teach(who) for access, who in refused[5:8] if access is space] == [True, True, False]
 
 
 @pytest.mark.parametrize("auth", ["ann", "ann:short", ":long-enough", "ann:open-sesame,bob"])
@@ -431,6 +453,85 @@ def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: s
     assert trace(session) == before
     assert list(tmp_path.glob("*.zip")) == []
     assert "error" not in handler(request(password=":".join(OWNER)), SimpleNamespace(_data=sent))
+
+
+PUSH = {"format": "peft", "name": "warm", "repository": "ann/warm", "private": True, "token": GOOD}
+
+
+def push(session: FakeSession, access: Access, who: Request, **sent: Any) -> list[dict[str, Any]]:
+    return list(export.Export(session, access).push(who, SimpleNamespace(_data=PUSH | sent)))  # type: ignore[arg-type]
+
+
+def test_the_owner_pushes_with_the_token_that_was_typed_or_the_machines(tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, access = FakeSession(tmp_path), Access.of(Settings.read(None, host="0.0.0.0", auth="ann:open-sesame,bob:open-barley"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_machine")
+    said = push(session, access, request(password="ann:open-sesame"))
+    assert [(a["of"], a["doing"], a["address"]) for a in said] == [
+        ("push", "Making the files and their pictures", ""),
+        ("push", "Published", "https://hub.example/ann/warm"),
+    ]
+    assert len({a["stamp"] for a in said}) == 2
+    assert session.label == Label("warm")
+    push(session, access, request(password="ann:open-sesame"), token="", private=False)
+    assert session.pushes == [("ann/warm", GOOD, "peft", True), ("ann/warm", "hf_of_the_machine", "peft", False)]
+
+
+@pytest.mark.parametrize("token", [GOOD, ""])
+@pytest.mark.parametrize("who", [None, "bob:open-barley"])
+def test_a_rater_or_a_stranger_pushes_nothing_with_any_token(who: str | None, token: str, tmp_path: Path, hub: StandInHub) -> None:
+    session, access = FakeSession(tmp_path), Access.of(Settings.read(None, host="0.0.0.0", auth="ann:open-sesame,bob:open-barley"))
+    [said] = push(session, access, request(password=who), token=token)
+    assert said["error"].startswith("Only the run's owner may push")
+    assert (session.pushes, session.label, hub.requests) == ([], None, [])
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ({"token": [GOOD]}, "token must be text."),
+        ({"token": f"{GOOD} {GOOD}"}, "What was given as the token is none"),
+        ({"repository": GOOD}, "A repository is named USER/REPO"),
+        ({"repository": 5}, "repository must be text"),
+        ({"name": "x" * 201}, "name has 201 characters"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_without_the_token(sent: dict[str, Any], message: str, tmp_path: Path, hub: StandInHub) -> None:
+    session = FakeSession(tmp_path)
+    [said] = push(session, Access(everybody=True, several=False), request(), **sent)
+    assert (said["error"].startswith(message), said["of"], session.pushes) == (True, "push", [])
+    assert GOOD not in str(said)
+
+
+def test_a_push_that_stops_half_way_says_so_as_its_last_answer(tmp_path: Path, hub: StandInHub) -> None:
+    session = FakeSession(tmp_path)
+    session.fault = LoopHILError("The Hub refused the token.")
+    said = push(session, Access(everybody=True, several=False), request())
+    assert [a.get("error") for a in said] == [None, "The Hub refused the token."]
+
+
+def test_a_push_reports_each_step_through_the_queue_and_never_the_token(
+    own: tuple[FakeSession, str], hub: StandInHub, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(0)
+    session, url = own
+    config = httpx.get(f"{url}/config").json()
+    pushing = next(d["id"] for d in config["dependencies"] if d["targets"][0][1] == "push")
+    sent = {"fn_index": pushing, "data": [], "event_data": PUSH, "session_hash": "pusher"}
+    assert httpx.post(f"{url}/gradio_api/queue/join", json=sent).status_code == 200
+    stream = httpx.get(f"{url}/gradio_api/queue/data", params={"session_hash": "pusher"}, timeout=60).text
+    told = [stream.find(text) for text in ("Making the files", "https://hub.example/ann/warm", "process_completed")]
+    assert told == sorted(told)
+    assert told[0] >= 0
+    assert session.pushes[-1] == ("ann/warm", GOOD, "peft", True)
+    assert GOOD not in stream + httpx.get(f"{url}/config").text + caplog.text + "".join(capfd.readouterr())
+    assert GOOD not in str(run(url, "status"))
+
+
+def test_the_pages_token_field_hides_what_is_typed_and_is_emptied() -> None:
+    html, script = ((ASSETS / f"export.{kind}").read_text("utf-8") for kind in ("html", "js"))
+    assert re.search(r'<input class="token" type="password"[^>]*autocomplete="new-password"', html)
+    assert script.index("find('.token').value = ''") < script.index("trigger('push'")
+    assert "storage" not in script
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ the page. So a handler that teaches or changes something asks `Access.teacher` f
 Face session on a Space, or a name and password by HTTP Basic (a browser sends them with every request after /sign-in; a client sets the header).
 
 On loopback, and with --public, everybody may do everything. With --auth, sign-in counts on loopback too: somebody put a proxy in front.
+One thing is never a rater's, where others than the owner may come: what is published elsewhere, and under whose token (`Access.owner`).
 """
 
 import base64
@@ -36,19 +37,22 @@ class Access:
     """`everybody` may do everything; else only `members` (Hugging Face user names) and the names in `passwords`.
 
     several   more than one person may come, so each browser rates under a name of its own
+    owners    of the members or passwords: who may publish. On a Space its author, elsewhere the first name in --auth
     """
 
     everybody: bool
     several: bool = True
     members: frozenset[str] = frozenset()
     passwords: Mapping[str, str] = field(default_factory=dict)
+    owners: frozenset[str] = frozenset()
     _wrong: dict[str, deque[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> "Access":
         """From the settings and, on a Space, its author; raises ConfigError for a list of names that cannot work."""
         on_space = "SPACE_ID" in os.environ
-        members = {os.environ["SPACE_AUTHOR_NAME"]} if on_space and os.environ.get("SPACE_AUTHOR_NAME") else set()
+        author = {os.environ["SPACE_AUTHOR_NAME"]} if on_space and os.environ.get("SPACE_AUTHOR_NAME") else set()
+        members = set(author)
         passwords = {}
         for pair in filter(None, (part.strip() for part in settings.auth.split(","))):
             name, colon, password = pair.partition(":")
@@ -58,8 +62,9 @@ class Access:
                 raise ConfigError(f"auth: '{name}' needs name:password with at least {SHORTEST_PASSWORD} characters in the password.")
             else:
                 passwords[name] = password
+        owners = frozenset(author if on_space else list(passwords)[:1])
         several = settings.public or is_public(settings) or bool(passwords)
-        return cls(settings.public or not several, several, frozenset(members), passwords)
+        return cls(settings.public or not several, several, frozenset(members), passwords, owners)
 
     def signed_in(self, request: Any) -> str | None:
         """The name that a gr.Request or fastapi.Request proves, whether or not it is on the list; None = none."""
@@ -78,6 +83,15 @@ class Access:
             raise InvalidInput(f"{parse.shown(name)} is not on this run's list of raters; its owner can add the name with --auth.")
         if claimed not in ("", name):
             raise InvalidInput(f"You are signed in as {name}: send that as the rater, or nothing.")
+        return name
+
+    def owner(self, request: Any) -> str:
+        """Who publishes. Raises InvalidInput for anybody but the run's owner; on a machine of one's own that is whoever is there."""
+        name = self.signed_in(request)
+        if not self.several:
+            return name or SOMEBODY
+        if name is None or name not in self.owners:
+            raise InvalidInput("Only the run's owner may push: sign in as the owner, or run `python -m loophil push` where the run lies.")
         return name
 
     def board_rater(self, request: Any, browser: str, name: str = "") -> str:

@@ -7,7 +7,7 @@ import base64
 import functools
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -33,6 +33,20 @@ def answering(handler: Callable[..., Answer]) -> Callable[[Any, gr.Request, gr.E
         return {**said, "stamp": time.time_ns()}
 
     return answer
+
+
+def reporting(handler: Callable[..., Iterator[Answer]]) -> Callable[[Any, gr.Request, gr.EventData], Iterator[Answer]]:
+    """The same for a handler that answers step by step; `of` is its name, since another answer may come between."""
+
+    @functools.wraps(handler)
+    def report(self: Any, request: gr.Request, event: gr.EventData) -> Iterator[Answer]:
+        try:
+            for said in handler(self, request, event):
+                yield {**said, "of": handler.__name__, "stamp": time.time_ns()}
+        except LoopHILError as error:
+            yield {"error": sentence(error), "of": handler.__name__, "stamp": time.time_ns()}
+
+    return report
 
 
 def sent_with(event: gr.EventData) -> Mapping[str, Any]:

@@ -1,16 +1,22 @@
-"""What the Export tab sends and gets: the LoRA as one file, with what is to stand on it, and how to load it."""
+"""What the Export tab sends and gets: the LoRA as one file, with what is to stand on it, and how to load it; or on the Hub.
 
+A token comes with one event and goes to the Hub: it is neither kept nor quoted, nor sent back to the page.
+"""
+
+import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from loophil.errors import InvalidInput
+from loophil.hub import Repository
 from loophil.types import Label
 from loophil.ui import answers, parse
 from loophil.ui.access import Handlers
 from loophil.ui.contracts import for_download
-from loophil.ui.events import Answer, answering, sent_with
+from loophil.ui.events import Answer, answering, reporting, sent_with
 
 HOW_TO_LOAD = {
     "diffusers": """# unpack {file} first
@@ -31,7 +37,7 @@ A1111: copy {file} to models/Lora, write <lora:{name}:1> into the prompt.""",
 
 
 class Export(Handlers):
-    """The handler."""
+    """The handlers."""
 
     @answering
     def make(self, request: gr.Request, event: gr.EventData) -> Answer:
@@ -54,6 +60,24 @@ class Export(Handlers):
             "updates": status.updates,
             "blind": blind[0] if blind else None,
         }
+
+    @reporting
+    def push(self, request: gr.Request, event: gr.EventData) -> Iterator[Answer]:
+        """Publish on the Hub: what is being done, and last the address. The owner's alone, with the token sent or else this machine's."""
+        self.access.owner(request)
+        sent = sent_with(event)
+        repository = Repository(parse.text(sent.get("repository"), "repository"), read_token(sent))
+        format = parse.text(sent.get("format"), "format")
+        for step in self.session.push(repository, format, read_label(sent), private=sent.get("private") is not False):
+            yield dataclasses.asdict(step)
+
+
+def read_token(sent: Any) -> str:
+    """The token that was typed; a sentence about it never shows it."""
+    token = sent.get("token") or ""
+    if not isinstance(token, str):
+        raise InvalidInput("token must be text.")
+    return token
 
 
 def read_label(sent: Any) -> Label:

@@ -65,7 +65,7 @@ def page(runs: "Runs", access: Access) -> gr.Blocks:
         with gr.Sidebar(open=False, position="right", width=340, elem_classes="lh-side-panel"):
             panel = component("settings")
             picker = component("runs")
-        knobs, shelf = SettingsPanel(runs, access), RunsPanel(runs, access)
+        knobs, shelf, way_out = SettingsPanel(runs, access), RunsPanel(runs, access), Export(runs, access)
         picker.look(shelf.look, None, picker, **LIGHT)
         for name in ("open", "begin", "alter", "rename", "remove"):
             getattr(picker, name)(getattr(shelf, name), None, picker, **SLOW)
@@ -82,7 +82,8 @@ def page(runs: "Runs", access: Access) -> gr.Blocks:
             getattr(pair, name)(getattr(compare, name), None, pair, **SLOW)
         for name in ("look", "group", "go_back", "rename", "take", "forget"):
             getattr(history, name)(getattr(past, name), None, history, **LIGHT)
-        export.make(Export(runs, access).make, None, export, **SLOW)
+        for name in ("make", "push"):
+            getattr(export, name)(getattr(way_out, name), None, export, **SLOW)
         gr.Timer(TICK).tick(board.bar, None, bar, **(LIGHT | {"trigger_mode": "once"}))
     return blocks.queue(max_size=WAITING, api_open=False)
 
