@@ -35,6 +35,7 @@ STOREYS = {
     "loophil.trainer": 3,
     "loophil.export": 3,
     "loophil.policy": 2,
+    "loophil.dataset": 2,
     "loophil.lessons": 2,
     "loophil.understanding": 3,
     "loophil.taste": 2,
