@@ -395,7 +395,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
     before = trace(session)
     private = [d for d in httpx.get(f"{url}/config").json()["dependencies"] if f"/{d['api_name']}" not in CONTRACTS and not d["queue"]]
     answers = [run(url, "any", fn_index=d["id"], event_data=sent, session_hash="eve") for d in private]
-    assert [status for status, _ in answers] == [200] * 15
+    assert [status for status, _ in answers] == [200] * 16
     assert trace(session) == before
 
 
@@ -410,6 +410,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
         (history.History, "go_back", ""),
         (history.History, "rename", ""),
         (history.History, "take", "csv"),
+        (history.History, "take", "parquet"),
         (history.History, "forget", ""),
         (export.Export, "make", "peft"),
         (settings.SettingsPanel, "turn", ""),
@@ -429,7 +430,7 @@ def test_handlers_of_the_page_ask_who_is_there(tmp_path: Path, tab: Any, name: s
     before = trace(session)
     assert "sign in" in handler(request(), SimpleNamespace(_data=sent))["error"]
     assert trace(session) == before
-    assert list(tmp_path.glob("*.zip")) == []
+    assert [*tmp_path.glob("*.zip"), *tmp_path.glob("*.parquet")] == []
     assert "error" not in handler(request(password=":".join(OWNER)), SimpleNamespace(_data=sent))
 
 
