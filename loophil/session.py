@@ -184,9 +184,9 @@ class Session:
             raise InvalidInput(f"Unknown format {format!r}. Choose from: {', '.join(RATINGS_FILES)}.")
         return RATINGS_FILES[format](self._store.ratings_rows())
 
-    def export_dataset(self) -> Path:
-        """All groups that somebody answered, with every act and the pictures, as one parquet file."""
-        return export_dataset(self._store, self._store.path / "exports")
+    def export_dataset(self, folder: Path) -> Path:
+        """All groups that somebody answered, with every act and the pictures, as one parquet file in this folder."""
+        return export_dataset(self._store, folder)
 
     def import_dataset(self, file: Path) -> Imported:
         """Takes in the groups of such a file, pictures included, for the taste model alone."""

@@ -309,8 +309,8 @@ class FakeSession:
             raise InvalidInput(f"Unknown format {format!r}. Choose from: csv, jsonl.")
         return "".join(f"{act.group}\n" for act in self.acts)
 
-    def export_dataset(self) -> Path:
-        path = self.folder / "groups.parquet"
+    def export_dataset(self, folder: Path) -> Path:
+        path = folder / "groups.parquet"
         path.write_bytes(b"PAR1")
         return path
 

@@ -109,6 +109,16 @@ def understood(store: Store) -> Understanding:
     return understanding
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A run with three imported groups, which no test changes."""
+    folder = tmp_path_factory.mktemp("filled")
+    with reopen(folder / "old") as old, open_run(folder / "new", "new", base_model="other", revision=None) as opened:
+        rate_some(old)
+        import_dataset(opened, export_dataset(old, folder))
+        yield opened
+
+
 # there and back
 
 
@@ -286,14 +296,45 @@ def test_undo_is_forgotten_with_what_it_took_back(store: Store, new: Store, tmp_
     assert new.forget_rater("carl") == 2
 
 
-@pytest.mark.parametrize("table", schema.ONLY_GROW_3)
-def test_what_was_imported_cannot_be_rewritten(store: Store, new: Store, tmp_path: Path, table: str) -> None:
-    rate_some(store)
+def test_undo_takes_back_the_newest_act_in_the_import_too(store: Store, new: Store, tmp_path: Path) -> None:
+    group = add(store)
+    for values in ((1, 2, 3, 4), (4, 3, 2, 1), (5, 5, 1, 1)):
+        store.rate(stars(group, *values), 0)
+    for _ in range(2):
+        store.rate(undo(group), 0)
     import_dataset(new, export_dataset(store, tmp_path))
-    for statement in (f"UPDATE {table} SET rowid = rowid", f"DELETE FROM {table}"):  # noqa: S608
-        if table != "imported_ratings" or statement.startswith("DELETE"):
-            with pytest.raises(sqlite3.IntegrityError, match=f"{table} only grows"):
-                sql(new, statement)
+    assert [record.undone for record in next(new.rated_groups()).acts] == [False, True, True, False, False]
+    assert new.imported(1)[0].ratings["ann"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("table", schema.ONLY_GROW_3)
+def test_what_was_imported_cannot_be_rewritten(filled: Store, table: str) -> None:
+    column = "stars" if table == "imported_ratings" else "group_id" if table != "imported_groups" else "id"
+    for statement in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}"):  # noqa: S608
+        with pytest.raises(sqlite3.IntegrityError, match=f"{table} only grows"):
+            sql(filled, statement)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        *(("imported_groups", "num_inference_steps", value) for value in (-1, None)),
+        *(("imported_groups", "guidance_scale", value) for value in (1001, float("nan"))),
+        *(("imported_groups", "eta", value) for value in (1.5, float("nan"))),
+        *(("imported_groups", column, -1) for column in ("policy_version", "created", "imported")),
+        *(("imported_images", "seed", value) for value in (-2, 2**53, None)),
+        ("imported_images", "position", -1),
+        *(("imported_acts", column, -1) for column in ("best", "worst", "milliseconds", "policy_version", "created")),
+        *(("imported_acts", column, "") for column in ("kind", "rater")),
+        *(("imported_ratings", "stars", value) for value in (0.5, 5.5, float("nan"))),
+        *((table, "id", "x") for table in ("imported_groups", "imported_images")),
+    ],
+)
+def test_database_itself_refuses_numbers_that_cannot_be(filled: Store, table: str, column: str, value: Any) -> None:
+    columns = [name for (name,) in sql(filled, f"SELECT name FROM pragma_table_info('{table}')")]  # noqa: S608
+    chosen = ", ".join("?" if name == column else name for name in columns)
+    with pytest.raises(sqlite3.IntegrityError, match=r"CHECK|NOT NULL"):
+        sql(filled, f"INSERT INTO {table} SELECT {chosen} FROM {table} LIMIT 1", value)  # noqa: S608
 
 
 # pairs
@@ -745,7 +786,7 @@ def test_transaction_that_fails_leaves_no_row_and_no_file(store: Store, new: Sto
 def test_session_hands_out_and_takes_in_one_file(tmp_path: Path) -> None:
     with closing(fake_session(tmp_path / "a", FakeEngine(), threaded=False)) as session:
         session.rate(Act(session.new_group().id, "ann", (1.0, 2.0, 3.0, 4.0)))
-        file = session.export_dataset()
+        file = session.export_dataset(tmp_path)
         assert file.name == "groups.parquet"
         with closing(fake_session(tmp_path / "b", FakeEngine(), threaded=False)) as other:
             assert isinstance(other, Session)

@@ -61,6 +61,14 @@ def test_stranger_can_neither_bring_nor_take(tmp_path: Path, folder: Path) -> No
     assert bring(session, [sent], access, password=":".join(OWNER))[0]["imported"] == 1
 
 
+def test_dataset_that_is_taken_leaves_no_copy_but_the_one_to_fetch(tmp_path: Path, folder: Path) -> None:
+    tab = history.History(FakeSession(tmp_path / "run"), Access(everybody=True))  # type: ignore[arg-type]
+    said = tab.take(request(), SimpleNamespace(_data={"format": "parquet"}))
+    assert (said["file"], said["bytes"]) == ("first-groups.parquet", 4)
+    assert Path(said["url"].removeprefix("gradio_api/file=")).read_bytes() == b"PAR1"
+    assert list(folder.iterdir()) == []
+
+
 def test_who_begins_anew_takes_the_place_of_who_was_at_it(folder: Path) -> None:
     at = Upload()
     first, _ = at.take(part(0, "", b"one"))

@@ -1,6 +1,8 @@
 """What the History tab sends and gets: what was rated, all versions, ratings as files and back, and the deletion of one's own."""
 
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -65,9 +67,7 @@ class History(Handlers):
         self.access.teacher(request)
         format = parse.text(sent_with(event).get("format"), "format")
         if format == "parquet":
-            path = self.session.export_dataset()
-            name = f"{self.session.status().run}-{path.name}"
-            return {"url": f"gradio_api/file={for_download(path)}", "file": name, "bytes": path.stat().st_size}
+            return self._dataset()
         text = self.session.ratings_file(format).encode("utf-8")
         name = f"{self.session.status().run}-ratings.{format}"
         return {"url": f"gradio_api/file={save_bytes_to_cache(text, name, get_upload_folder())}", "file": name, "bytes": len(text)}
@@ -89,6 +89,13 @@ class History(Handlers):
         """Delete one's own ratings, for ever."""
         self.access.teacher(request)
         return {"forgotten": self.session.forget(self.rater(request, sent_with(event))), **self._versions()}
+
+    def _dataset(self) -> Answer:
+        """Groups with their pictures. The run keeps no copy: somebody may have their ratings deleted."""
+        with tempfile.TemporaryDirectory(prefix="loophil-dataset-") as folder:
+            path = self.session.export_dataset(Path(folder))
+            name = f"{self.session.status().run}-{path.name}"
+            return {"url": f"gradio_api/file={for_download(path)}", "file": name, "bytes": path.stat().st_size}
 
     def _versions(self) -> Answer:
         names = self.session.version_names()
