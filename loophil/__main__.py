@@ -1,9 +1,11 @@
-"""The loop without a page: simulated raters with figures, reward models alone, export, and pushing to the Hub.
+"""The loop without a page: simulated raters with figures, reward models alone, export, pushing to the Hub, and the feedback as a dataset.
 
 python -m loophil simulate --rater FILE.py:NAME --clicks N [--run NAME] [--seed S] [--out FILE.jsonl] [knobs]
 python -m loophil tune --rewards clip_score=1 --updates N [--run NAME] [knobs]
 python -m loophil export --run NAME --format diffusers|peft|kohya --to DIR [knobs]
 python -m loophil push --run NAME --to USER/REPO [--format diffusers|peft|kohya] [--private] [knobs]
+python -m loophil dataset export --to DIR [--what groups|pairs|dpo] [--format parquet|jsonl] [--images embed|reference] [--run NAME] [knobs]
+python -m loophil dataset import --from FILE_OR_DIR [--run NAME] [knobs]
 
 push takes the token from HF_TOKEN or from what `hf auth login` stored.
 """
@@ -25,13 +27,16 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from loophil.build import build, follows, load_rater, measured_prompts
+from loophil.build import build, follows, load_rater, measured_prompts, open_store
 from loophil.config import Settings
+from loophil.dataset import FORMATS as DATASET_FORMATS
+from loophil.dataset import IMAGES, KINDS, export_dataset, import_dataset
 from loophil.errors import ConfigError, LearningError, LoopHILError, RunError
 from loophil.evaluation import Examiner
 from loophil.hub import Repository
 from loophil.process import prepare_process
 from loophil.session import FORMATS, Session
+from loophil.store import last_opened, list_runs
 from loophil.types import GO_ON, Act, DrawSettings, Group
 
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -55,10 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     pushing.add_argument("--to", required=True, help="the repository, USER/REPO; it is made if it is not there")
     pushing.add_argument("--format", choices=FORMATS, default="diffusers")
     pushing.add_argument("--private", action="store_true", help="for you alone to see")
+    _add_dataset(commands.add_parser("dataset", help="the feedback as a dataset").add_subparsers(dest="way", required=True))
     given, knobs = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    run = {"simulate": simulate, "tune": tune, "export": export, "push": push, "dataset": dataset}[given.command]
     try:
-        return {"simulate": simulate, "tune": tune, "export": export, "push": push}[given.command](given, knobs)
+        return run(given, knobs)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 78
@@ -68,6 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     except LoopHILError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _add_dataset(ways: Any) -> None:
+    exporting = ways.add_parser("export", help="groups with all ratings, or pairs of images, as a file in a folder")
+    exporting.add_argument("--to", type=Path, required=True, help="folder to put it in")
+    exporting.add_argument("--what", choices=KINDS, default="groups", help="a row a group, a pair with Pick-a-Pic's columns, or chosen and rejected")
+    exporting.add_argument("--format", choices=DATASET_FORMATS, default="parquet")
+    exporting.add_argument("--images", choices=IMAGES, default="embed", help="in the file, or beside it and named in it")
+    importing = ways.add_parser("import", help="ratings of another run or program, for the taste model alone")
+    importing.add_argument("--from", type=Path, required=True, dest="source", metavar="FILE_OR_DIR", help="such a file, or the folder that it is in")
 
 
 def simulate(given: argparse.Namespace, knobs: list[str]) -> int:
@@ -175,6 +192,21 @@ def push(given: argparse.Namespace, knobs: list[str]) -> int:
     with _open(settings) as session:
         for step in session.push(repository, given.format, private=given.private):
             print(step.address or step.doing, file=sys.stdout if step.address else sys.stderr)
+    return 0
+
+
+def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
+    """Writes the run's groups or pairs to a folder, or takes in such a file. No model is loaded."""
+    settings = Settings.read(knobs)
+    name = settings.run or last_opened(settings.runs)
+    if given.way == "export" and name not in list_runs(settings.runs):
+        raise RunError(f"There is no run '{name or 'first'}' in {settings.runs}: name one by --run, and its folder by --runs.")
+    with open_store(settings) as store:
+        if given.way == "export":
+            print(export_dataset(store, given.to, kind=given.what, format=given.format, images=given.images))
+        else:
+            new = import_dataset(store, given.source)
+            print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; {new.known} were there already.")
     return 0
 
 

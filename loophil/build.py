@@ -21,7 +21,7 @@ from loophil.jobs import Engine, Scores
 from loophil.loop import Loop
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
-from loophil.store import SET_ON_PAGE, Store, open_run
+from loophil.store import SET_ON_PAGE, Store, describe_runs, last_opened, open_run
 from loophil.types import DrawSettings, Label
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
@@ -50,6 +50,17 @@ def build(settings: Settings) -> Session:
         return export_adapter(engine, format, label, store=store, settings=loop.settings, prompts=source.prompts)
 
     return Session(loop, export, blind_prompts=measured)
+
+
+def open_store(settings: Settings) -> Store:
+    """The run alone, for what needs no model: with the settings of its last opening, or new. Raises ConfigError or RunError."""
+    name = settings.run or last_opened(settings.runs)
+    for info in describe_runs(settings.runs):
+        if info.name == name:
+            settings = settings.of_run(name, info.settings)
+    return open_run(
+        settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
+    )
 
 
 def reward_scales(settings: Settings) -> dict[str, float]:

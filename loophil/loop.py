@@ -158,8 +158,8 @@ class Loop:
         """Goes on with other knobs, between two jobs; what is drawn already stays as it is."""
         return self.worker.submit("changing settings", lambda: self._adjust(settings), alone=True)
 
-    def forgotten(self) -> None:
-        """Somebody's ratings were deleted: what counts now is counted, and the last update no longer names them."""
+    def reread(self) -> None:
+        """Ratings were deleted or imported: what counts now is counted, and the last update no longer names who is gone."""
         stats = [update.stats for update in self.store.updates() if update.status == "committed"]
         self._news = self._said = True
         self._recount(last_update=stats[-1] if stats and self.status.last_update else {})

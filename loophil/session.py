@@ -18,6 +18,7 @@ from PIL import Image
 
 from loophil.blind import BlindTest, Question
 from loophil.config import LIVE, Settings
+from loophil.dataset import Imported, export_dataset, import_dataset
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.hub import PushStep, Repository, exported_files
 from loophil.jobs import Engine
@@ -185,13 +186,23 @@ class Session:
             raise InvalidInput(f"Unknown format {format!r}. Choose from: {', '.join(RATINGS_FILES)}.")
         return RATINGS_FILES[format](self._store.ratings_rows())
 
+    def export_dataset(self, folder: Path) -> Path:
+        """All groups that somebody answered, with every act and the pictures, as one parquet file in this folder."""
+        return export_dataset(self._store, folder)
+
+    def import_dataset(self, file: Path) -> Imported:
+        """Takes in the groups of such a file, pictures included, for the taste model alone."""
+        imported = import_dataset(self._store, file, references=False)
+        self._loop.reread()
+        return imported
+
     def forget(self, rater: str = DEFAULT_RATER) -> int:
         """Deletes what this person rated, for ever; how many acts that were. What was learned from them stays in the LoRA."""
         self._repeats.forget(rater)  # first: the deletion then writes the database anew, without a trace of it
         try:
             return self._store.forget_rater(rater)
         finally:
-            self._loop.forgotten()
+            self._loop.reread()
 
     def pause(self) -> Status:
         """Stops learning; drawing and rating go on."""

@@ -1,4 +1,6 @@
-"""What the loop understands of the people's taste: a taste model on the run's ratings, how often it agrees with them, and what it thinks of pictures.
+"""What the loop understands of the people's taste: a taste model on all ratings, how often it agrees with them, and what it thinks of pictures.
+
+Ratings that were imported come before the run's own, and teach here alone.
 
 It keeps pictures' features and asks the engine for those it does not have, so it lives in the worker's thread; all but `look` and `judge` only
 reads. What the taste is made of is in taste.py, when it is asked in loop.py.
@@ -65,8 +67,9 @@ class Understanding:
 
     def look(self, describe: Describe, *, pooled: bool = True) -> None:
         """Learns the taste anew, if ratings have come or gone. pooled: all raters have one taste; else each has their own."""
-        rated = [taught for taught in self._store.learnable_groups() if taught.ratings][-REMEMBERED:]
-        acts = (pooled, *(act for taught in rated for act in taught.acts))
+        own = [taught for taught in self._store.learnable_groups() if taught.ratings]
+        rated = [*self._store.imported(REMEMBERED), *own][-REMEMBERED:]
+        acts = (pooled, *((taught.group.id, taught.acts) for taught in rated))
         if acts == self._fitted:
             return
         self._features = {name: known for name, known in self._features.items() if name in self._kept(rated)}

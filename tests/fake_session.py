@@ -17,6 +17,7 @@ from PIL import Image
 
 from loophil.blind import Question
 from loophil.config import LIVE, Settings
+from loophil.dataset import Imported
 from loophil.errors import InvalidInput, KeyConflict, UnknownGroup, UnknownVersion
 from loophil.hub import PushStep, Repository
 from loophil.store import RunInfo, Update
@@ -81,6 +82,7 @@ class FakeSession:
             self.retried: list[bool] = []
             self.fault: Exception | None = None
             self.scores: dict[str, tuple[float | None, ...]] = {}
+            self.imported: list[tuple[str, bytes]] = []
             self.stock = self.full
 
     @property
@@ -308,6 +310,17 @@ class FakeSession:
         if format not in ("csv", "jsonl"):
             raise InvalidInput(f"Unknown format {format!r}. Choose from: csv, jsonl.")
         return "".join(f"{act.group}\n" for act in self.acts)
+
+    def export_dataset(self, folder: Path) -> Path:
+        path = folder / "groups.parquet"
+        path.write_bytes(b"PAR1")
+        return path
+
+    def import_dataset(self, file: Path) -> Imported:
+        if self.fault:
+            raise self.fault
+        self.imported.append((file.suffix, file.read_bytes()))
+        return Imported(1, 1, 0)
 
     def forget(self, rater: str = "") -> int:
         with self.lock:

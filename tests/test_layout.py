@@ -36,6 +36,7 @@ STOREYS = {
     "loophil.export": 3,
     "loophil.hub": 3,
     "loophil.policy": 2,
+    "loophil.dataset": 2,
     "loophil.lessons": 2,
     "loophil.understanding": 3,
     "loophil.taste": 2,

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from loophil.__main__ import main
-from loophil.store import open_run
+from loophil.store import describe_runs, open_run
+from loophil.types import Act
 from tests.stand_in_hub import GOOD, StandInHub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +242,52 @@ def test_run_that_cannot_be_opened_ends_with_73_and_one_line(rater: Path, knobs:
     assert simulate(rater, 4, [*knobs, "--run", "mine"]) == 73
     said = capsys.readouterr().err
     assert "belongs to another" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.fixture
+def rated(runs: Path) -> Path:
+    """A run of another base with one rated group, which was opened with a list of prompts; its folder."""
+    from tests.test_dataset import add
+
+    settings = json.dumps({"model": "nowhere/at-all", "revision": "v2", "draw": {"prompts": "/lists/mine.txt"}})
+    with closing(open_run(runs, "mine", base_model="nowhere/at-all", revision="v2", settings_json=settings)) as store:
+        store.rate(Act(add(store).id, "ann", (1.0, 2.0, 3.0, 4.0)), 0)
+    return runs / "mine"
+
+
+def test_dataset_leaves_one_run_and_comes_into_another(rated: Path, tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["dataset", "export", "--to", str(out), "--run", "mine"]) == 0
+    more = ["--what", "pairs", "--format", "jsonl", "--images", "reference"]
+    assert main(["dataset", "export", "--run", "mine", "--to", str(out), *more]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(out / "groups.parquet"), str(out / "pairs.jsonl")]
+    assert len((out / "pairs.jsonl").read_text().splitlines()) == 6
+    for new, known in ((1, 0), (0, 1)):
+        assert main(["dataset", "import", "--run", "other", "--from", str(out / "groups.parquet"), "--model", "some/where"]) == 0
+        assert capsys.readouterr().out == f"{new} groups with {new} ratings imported into 'other'; {known} were there already.\n"
+    with closing(open_run(runs, "other", base_model="some/where", revision=None)) as store:
+        assert [taught.ratings["ann"].tolist() for taught in store.imported(9)] == [[1.0, 2.0, 3.0, 4.0]]
+
+
+def test_run_is_as_it_was_opened_last_after_its_dataset_has_left(rated: Path, tmp_path: Path, runs: Path) -> None:
+    assert main(["dataset", "export", "--to", str(tmp_path / "out"), "--run", "mine"]) == 0
+    (info,) = describe_runs(runs)
+    assert (info.settings["model"], info.settings["revision"], info.settings["draw"]["prompts"]) == ("nowhere/at-all", "v2", "/lists/mine.txt")
+
+
+def test_dataset_of_a_run_that_is_not_there_makes_none(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for named, name in (([], "first"), (["--run", "none"], "none")):
+        assert main(["dataset", "export", "--to", str(tmp_path / "out"), *named]) == 73
+        assert capsys.readouterr().err.startswith(f"There is no run '{name}' in ")
+    assert [folder for folder in (runs, tmp_path / "out") if folder.exists()] == []
+
+
+def test_dataset_that_cannot_be_imported_ends_with_1_and_one_line(rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "groups.jsonl").write_text("{}\n")
+    assert main(["dataset", "import", "--from", str(tmp_path / "groups.jsonl"), "--run", "mine"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Row 1 of groups.jsonl: It has none of the columns")
     assert len(said.splitlines()) == 1
 
 

@@ -88,7 +88,7 @@ def test_run_of_the_first_schema_is_upgraded_and_loses_nothing(runs: Path) -> No
     before = schema_1(runs)
     assert {table for table, rows in before.items() if not rows} == {"pending"}
     with reopen(runs) as store:
-        assert sql(store, "PRAGMA user_version") == [(2,)]
+        assert sql(store, "PRAGMA user_version") == [(schema.SCHEMA,)]
         after = content(store, *TABLES_1)
         assert after.pop("openings")[:1] == before.pop("openings")
         assert after == before
@@ -98,7 +98,7 @@ def test_run_of_the_first_schema_is_upgraded_and_loses_nothing(runs: Path) -> No
         assert store.rate(Act(GROUP, "ann", (1, 2)), 1).act == 4
         assert store.forget_rater("ann") == 2
     with reopen(runs) as store:
-        assert sql(store, "PRAGMA user_version") == [(2,)]
+        assert sql(store, "PRAGMA user_version") == [(schema.SCHEMA,)]
 
 
 @needs_fork

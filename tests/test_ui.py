@@ -202,7 +202,7 @@ def test_the_owner_is_whoever_is_there_the_first_name_or_the_spaces_author(monke
     refused += [(space, who) for who in (request(account=account("bob")), request(password="eve:open-barley"), request())]
     refused += [(space, request(account=account("ann", expires_in=-1)))]
     for access, who in refused:
-        with pytest.raises(InvalidInput, match="Only the run's owner may push: sign in as the owner, or run `python -m loophil push`"):
+        with pytest.raises(InvalidInput, match="Only the run's owner may do that: sign in as the owner, or use `python -m loophil`"):
             access.owner(who)
     assert [space.may_teach(who) for access, who in refused[5:8] if access is space] == [True, True, False]
 
@@ -417,7 +417,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
     before = trace(session)
     private = [d for d in httpx.get(f"{url}/config").json()["dependencies"] if f"/{d['api_name']}" not in CONTRACTS and not d["queue"]]
     answers = [run(url, "any", fn_index=d["id"], event_data=sent, session_hash="eve") for d in private]
-    assert [status for status, _ in answers] == [200] * 15
+    assert [status for status, _ in answers] == [200] * 16
     assert trace(session) == before
 
 
@@ -432,6 +432,7 @@ def test_no_light_handler_of_the_page_lets_a_stranger_change_the_run(public: tup
         (history.History, "go_back", ""),
         (history.History, "rename", ""),
         (history.History, "take", "csv"),
+        (history.History, "take", "parquet"),
         (history.History, "forget", ""),
         (export.Export, "make", "peft"),
         (settings.SettingsPanel, "turn", ""),
@@ -481,7 +482,7 @@ def test_the_owner_pushes_with_the_token_that_was_typed_or_the_machines(tmp_path
 def test_a_rater_or_a_stranger_pushes_nothing_with_any_token(who: str | None, token: str, tmp_path: Path, hub: StandInHub) -> None:
     session, access = FakeSession(tmp_path), Access.of(Settings.read(None, host="0.0.0.0", auth="ann:open-sesame,bob:open-barley"))
     [said] = push(session, access, request(password=who), token=token)
-    assert said["error"].startswith("Only the run's owner may push")
+    assert said["error"].startswith("Only the run's owner may do that")
     assert (session.pushes, session.label, hub.requests) == ([], None, [])
 
 

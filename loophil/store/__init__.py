@@ -13,12 +13,14 @@ what happened is never changed, only followed by something newer, and what holds
 
     run.py          open_run and Store, the one class with everything: opening, repair, counters, notes
     groups.py       drawn images        ratings.py   what people did     lessons.py   scores, and all that can teach
+    imports.py      groups of other runs, for the taste model alone
     versions.py     updates, versions   records.py   history, blind pairs, names, deletion   ratings_file.py   CSV and JSONL
     schema.py       tables and views    connection.py, files.py   what durable means
 """
 
+from loophil.store.imports import RatedGroup, taken_back
 from loophil.store.lessons import Taught
-from loophil.store.ratings import ActRecord
+from loophil.store.ratings import ActRecord, check_act
 from loophil.store.ratings_file import to_csv, to_jsonl
 from loophil.store.run import SET_ON_PAGE, Counts, RunInfo, Store, describe_runs, hold, last_opened, list_runs, open_run
 from loophil.store.versions import Update
@@ -27,15 +29,18 @@ __all__ = [
     "SET_ON_PAGE",
     "ActRecord",
     "Counts",
+    "RatedGroup",
     "RunInfo",
     "Store",
     "Taught",
     "Update",
+    "check_act",
     "describe_runs",
     "hold",
     "last_opened",
     "list_runs",
     "open_run",
+    "taken_back",
     "to_csv",
     "to_jsonl",
 ]

@@ -133,7 +133,8 @@ class Groups(Connection):
     def _remove_orphaned_files(self) -> None:
         """Images and transitions of no living group: a kill came between file and row. Other files in images/ are someone else's."""
         kept = self._rows("SELECT id, file FROM group_images WHERE id NOT IN (SELECT group_id FROM dropped)")
-        files, transitions = {row["file"] for row in kept}, {f"{row['id']}.safetensors" for row in kept}
+        imported = self._rows("SELECT file FROM imported_images")
+        files, transitions = {row["file"] for row in (*kept, *imported)}, {f"{row['id']}.safetensors" for row in kept}
         for image in self.images.iterdir():
             if image.name not in files and ID.fullmatch(image.stem):
                 image.unlink()

@@ -50,7 +50,7 @@ class Lessons(Ratings):
         """{reward: (k,)}, NaN = missing."""
         group = self.group(group_id)
         rows = self._rows("SELECT group_id, reward AS source, position, value FROM scores WHERE group_id = ? ORDER BY id", group.id)
-        return _values(rows, {group.id: len(group.images)})[group.id]
+        return values_by_source(rows, {group.id: len(group.images)})[group.id]
 
     def learnable_groups(self, newest: int | None = None) -> list[Taught]:
         """All groups, or the `newest` so many, that can teach something, oldest first.
@@ -74,11 +74,11 @@ class Lessons(Ratings):
             pending = {row["group_id"] for row in self._rows("SELECT group_id FROM pending")}
             learned = {row["group_id"] for row in self._rows("SELECT group_id FROM learned_groups")}
         ks = {group.id: len(group.images) for group in groups}
-        ratings, scores, acts = _values(stars, ks), _values(scored, ks), _act_ids(stars)
+        ratings, scores, acts = values_by_source(stars, ks), values_by_source(scored, ks), act_ids(stars)
         return [Taught(g, ratings[g.id], scores[g.id], acts.get(g.id, ()), g.id in pending if ratings[g.id] else g.id not in learned) for g in groups]
 
 
-def _values(rows: Iterable[sqlite3.Row], ks: Mapping[str, int]) -> dict[str, Values]:
+def values_by_source(rows: Iterable[sqlite3.Row], ks: Mapping[str, int]) -> dict[str, Values]:
     """{group: {source: (k,)}}, NaN where there is no row or its value is NULL; later rows win."""
     table: dict[str, Values] = {group_id: {} for group_id in ks}
     for row in rows:
@@ -89,7 +89,7 @@ def _values(rows: Iterable[sqlite3.Row], ks: Mapping[str, int]) -> dict[str, Val
     return table
 
 
-def _act_ids(rows: Iterable[sqlite3.Row]) -> dict[str, tuple[int, ...]]:
+def act_ids(rows: Iterable[sqlite3.Row]) -> dict[str, tuple[int, ...]]:
     acts: dict[str, tuple[int, ...]] = {}
     for row in rows:
         before = acts.get(row["group_id"], ())

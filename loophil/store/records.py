@@ -17,7 +17,7 @@ from typing import Any
 
 from loophil.errors import InvalidInput, KeyConflict, RunError
 from loophil.store.connection import to_json
-from loophil.store.lessons import Lessons
+from loophil.store.imports import Imports
 from loophil.store.ratings import ACT_KINDS, check_number, check_text
 from loophil.store.ratings_file import COLUMNS
 from loophil.store.versions import Versions
@@ -28,7 +28,7 @@ MAX_NAME = 80
 DELETED = "(deleted)"  # whose share in an update it is once a rater's ratings are deleted
 
 
-class Records(Lessons, Versions):
+class Records(Imports, Versions):
     """Everything that is known, for people to look at, take away or take out."""
 
     def add_pair(self, pair: Pair) -> int:
@@ -138,14 +138,14 @@ class Records(Lessons, Versions):
         return [{column: _column(row, column) for column in COLUMNS} for row in rows]
 
     def forget_rater(self, rater: str) -> int:
-        """Deletes all that this person rated and compared, with what it says of what their ratings taught; how many acts those were.
+        """Deletes all that this person rated and compared, here or in imported groups, and what is said of what it taught; how many acts those were.
 
         In one transaction, and really: the database is then written anew, so that no trace of them is left in it. Groups, images and
         versions stay, and LoRA weights that have learned from the ratings stay as they are. Keys of what was deleted are free again.
         """
         rater = check_text(rater, "rater", 1)
         with self._lock:
-            with self._write(), self._unguarded("uses", "ratings", "receipts", "acts", "pairs"):
+            with self._write(), self._unguarded("uses", "ratings", "receipts", "acts", "pairs", "imported_ratings", "imported_acts"):
                 last = self._value("SELECT max(id) FROM acts")
                 for table in ("uses", "ratings", "receipts"):
                     self._db.execute(f"DELETE FROM {table} WHERE act_id IN (SELECT id FROM acts WHERE rater = ?)", (rater,))  # noqa: S608
@@ -155,6 +155,7 @@ class Records(Lessons, Versions):
                     self._insert("forgotten", last_act=last, created=time.time())
                 self._forget_shares(rater)
                 self._keep_pending()
+                deleted += self._forget_imported(rater)
             self._rewrite()
         return deleted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 # The newest schema that this code knows; each migration sets user_version to its own number.
-SCHEMA = 2
+SCHEMA = 3
 MIGRATIONS = Migrations("loophil")
 
 TABLES = (
@@ -170,6 +170,70 @@ TABLES_2 = (
 )
 ONLY_GROW_2 = ("pairs", "names", "forgotten")
 
+# What schema 3 added: groups of other runs, which no table or view above knows of. 0 denoising steps and seed -1 = not known.
+TABLES_3 = (
+    """CREATE TABLE imported_groups (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE CHECK (length(id) = 32),
+        prompt TEXT NOT NULL,
+        negative_prompt TEXT NOT NULL,
+        base_model TEXT NOT NULL,
+        revision TEXT,
+        policy_version INTEGER NOT NULL CHECK (policy_version >= 0),
+        scheduler TEXT NOT NULL,
+        num_inference_steps INTEGER NOT NULL CHECK (num_inference_steps >= 0),
+        guidance_scale REAL NOT NULL CHECK (guidance_scale BETWEEN 0 AND 1000),
+        eta REAL NOT NULL CHECK (eta BETWEEN 0 AND 1),
+        created REAL NOT NULL CHECK (created >= 0),
+        imported REAL NOT NULL CHECK (imported >= 0)
+    ) STRICT""",
+    """CREATE TABLE imported_images (
+        id TEXT PRIMARY KEY CHECK (length(id) = 32),
+        group_id TEXT NOT NULL REFERENCES imported_groups (id),
+        position INTEGER NOT NULL CHECK (position >= 0),
+        seed INTEGER NOT NULL CHECK (seed BETWEEN -1 AND 9007199254740991),
+        file TEXT NOT NULL UNIQUE,
+        UNIQUE (group_id, position)
+    ) STRICT""",
+    """CREATE TABLE imported_acts (
+        id INTEGER PRIMARY KEY,
+        group_id TEXT NOT NULL REFERENCES imported_groups (id),
+        rater TEXT NOT NULL CHECK (rater <> ''),
+        kind TEXT NOT NULL CHECK (kind IN ('stars', 'best', 'tie', 'good', 'bad', 'skip', 'undo')),
+        best INTEGER CHECK (best >= 0),
+        worst INTEGER CHECK (worst >= 0),
+        shown_order TEXT NOT NULL,
+        milliseconds INTEGER CHECK (milliseconds >= 0),
+        undoes INTEGER UNIQUE REFERENCES imported_acts (id),
+        policy_version INTEGER NOT NULL CHECK (policy_version >= 0),
+        created REAL NOT NULL CHECK (created >= 0),
+        CHECK ((kind = 'undo') = (undoes IS NOT NULL))
+    ) STRICT""",
+    "CREATE INDEX imported_acts_of_group ON imported_acts (group_id, rater, id)",
+    """CREATE TABLE imported_ratings (
+        act_id INTEGER NOT NULL REFERENCES imported_acts (id),
+        position INTEGER NOT NULL CHECK (position >= 0),
+        stars REAL NOT NULL CHECK (stars BETWEEN 1 AND 5),
+        PRIMARY KEY (act_id, position)
+    ) STRICT, WITHOUT ROWID""",
+)
+ONLY_GROW_3 = ("imported_groups", "imported_images", "imported_acts", "imported_ratings")
+
+# With the columns of the views of the same names without "imported_".
+VIEWS_3 = (
+    """CREATE VIEW imported_group_images AS SELECT g.*, 'imported' AS kind, i.id AS image, i.position, i.seed, i.file
+        FROM imported_groups g JOIN imported_images i ON i.group_id = g.id""",
+    """CREATE VIEW imported_act_images AS
+        SELECT a.*, NULL AS key, i.position, r.stars, EXISTS (SELECT 1 FROM imported_acts u WHERE u.undoes = a.id) AS undone
+        FROM imported_acts a JOIN imported_images i ON i.group_id = a.group_id
+        LEFT JOIN imported_ratings r ON r.act_id = a.id AND r.position = i.position""",
+    """CREATE VIEW imported_standing_acts AS
+        SELECT * FROM imported_acts a WHERE kind <> 'undo' AND NOT EXISTS (SELECT 1 FROM imported_acts u WHERE u.undoes = a.id)""",
+    """CREATE VIEW imported_current_acts AS
+        SELECT * FROM imported_standing_acts a WHERE NOT EXISTS (
+            SELECT 1 FROM imported_standing_acts n WHERE n.group_id = a.group_id AND n.rater = a.rater AND n.id > a.id)""",
+)
+
 
 @MIGRATIONS(name="001_first")
 def _first(db: Database) -> None:
@@ -187,6 +251,16 @@ def _records(db: Database) -> None:
         db.execute(statement)
     _only_grow(db, ONLY_GROW_2)
     db.execute("PRAGMA user_version = 2")
+
+
+@MIGRATIONS(name="003_imports")
+def _imports(db: Database) -> None:
+    for statement in TABLES_3:
+        db.execute(statement)
+    _only_grow(db, ONLY_GROW_3)
+    for statement in VIEWS_3:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 3")
 
 
 def _only_grow(db: Database, tables: tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@ the page. So a handler that teaches or changes something asks `Access.teacher` f
 Face session on a Space, or a name and password by HTTP Basic (a browser sends them with every request after /sign-in; a client sets the header).
 
 On loopback, and with --public, everybody may do everything. With --auth, sign-in counts on loopback too: somebody put a proxy in front.
-One thing is never a rater's, where others than the owner may come: what is published elsewhere, and under whose token (`Access.owner`).
+Two things are never a rater's, where others than the owner may come (`Access.owner`): what is published elsewhere, and under whose token; and what
+ratings are brought from elsewhere.
 """
 
 import base64
@@ -91,7 +92,7 @@ class Access:
         if not self.several:
             return name or SOMEBODY
         if name is None or name not in self.owners:
-            raise InvalidInput("Only the run's owner may push: sign in as the owner, or run `python -m loophil push` where the run lies.")
+            raise InvalidInput("Only the run's owner may do that: sign in as the owner, or use `python -m loophil` where the run lies.")
         return name
 
     def board_rater(self, request: Any, browser: str, name: str = "") -> str:

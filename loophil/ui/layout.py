@@ -80,7 +80,7 @@ def page(runs: "Runs", access: Access) -> gr.Blocks:
             getattr(pair, name)(getattr(compare, name), None, pair, **LIGHT)
         for name in ("draw", "ask"):
             getattr(pair, name)(getattr(compare, name), None, pair, **SLOW)
-        for name in ("look", "group", "go_back", "rename", "take", "forget"):
+        for name in ("look", "group", "go_back", "rename", "take", "bring", "forget"):
             getattr(history, name)(getattr(past, name), None, history, **LIGHT)
         for name in ("make", "push"):
             getattr(export, name)(getattr(way_out, name), None, export, **SLOW)

@@ -88,6 +88,19 @@ function paintVersions({ versions, current, now }) {
   find('.version').value = chosen;
 }
 
+// In parts, because the server takes no large bodies; the answer to one asks for the next.
+const PART = 600000;  // bytes
+function bring(part, key) {
+  const [file] = find('.bring').files;
+  if (!file) return;
+  const reader = new FileReader();
+  const end = (part + 1) * PART;
+  reader.addEventListener('load', () => trigger('bring', { file: file.name, key, part, last: end >= file.size, data: reader.result.split(',')[1] || '' }));
+  reader.addEventListener('error', () => done('The file could not be read.'));
+  reader.readAsDataURL(file.slice(part * PART, end));
+  done(`Sending ${file.name}: ${Math.floor((100 * part * PART) / Math.max(file.size, 1))}%`);
+}
+
 function done(words) {
   say('.done', words);
   show('.done', true);
@@ -107,6 +120,13 @@ watch('value', () => {
     link.click();
     done(`${value.file}, ${Math.ceil(value.bytes / 1000)} kB`);
   }
+  if (value.part !== undefined) bring(value.part, value.key);
+  if (value.imported !== undefined) {
+    find('.bring').value = '';
+    const before = value.known ? `, ${value.known} were there already` : '';
+    done(`${count(value.imported, 'group')} imported${before}. They teach your taste, not the LoRA.`);
+  }
+  if (value.error) { find('.bring').value = ''; show('.done', false); }
   if (value.forgotten !== undefined) {
     window.dispatchEvent(new Event('loophil:forgotten'));
     done(`${count(value.forgotten, 'rated group')} deleted for ever. The LoRA keeps what it learned from them: go back to an older version, or start a new run, to be rid of that too.`);
@@ -118,11 +138,13 @@ function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
   status = event.detail;
   show('.forget', status.may_teach);
+  show('.bringing', status.may_teach);
   if (visible() && (status.ratings !== shownRatings || status.policy_version !== shownVersion)) { shownRatings = status.ratings; look(); }
 }
 
 for (const selector of ['.kind', '.version', '.mine']) find(selector).addEventListener('change', () => look());
-find('.filters').addEventListener('submit', (event) => event.preventDefault());
+for (const form of ['.filters', '.bringing']) find(form).addEventListener('submit', (event) => event.preventDefault());
+find('.bring').addEventListener('change', () => bring(0, ''));
 find('.older').addEventListener('click', () => look(oldest));
 for (const button of findAll('[data-take]')) button.addEventListener('click', () => trigger('take', { format: button.dataset.take }));
 pressedTwice(find('.forget'), 'Press again: all that you rated', () => trigger('forget', { rater, who: personName() }));
