@@ -1,8 +1,8 @@
 """Whether a tuned LoRA holds in other hands: those that `bench efficiency` exported, loaded by stock diffusers, under other schedulers.
 
-    python -m bench elsewhere [--variant both] [--clicks 256]
+    python -m bench elsewhere [--variant both] [--clicks 256] [--seeds 0,1,2]
 
-Every LoRA in bench/out/ against its base at the same prompts and seeds, by the taste that it was tuned for. Prints medians with n.
+Every such LoRA in bench/out/ against its base at the same prompts and seeds, by the taste that it was tuned for. Prints medians with n.
 """
 
 import argparse
@@ -37,8 +37,9 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench elsewhere", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="both")
     parser.add_argument("--clicks", type=int, default=256)
+    parser.add_argument("--seeds", default="0,1,2")
     given, knobs = parser.parse_known_args(argv)
-    loras = sorted(OUT.glob(f"{given.variant}-*-{given.clicks}.zip"))
+    loras = sorted(path for seed in given.seeds.split(",") for path in OUT.glob(f"{given.variant}-*-{seed}-{given.clicks}.zip"))
     if not loras:
         print("There is no LoRA in bench/out/: run `python -m bench efficiency` first.")
         return 1
