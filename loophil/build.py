@@ -143,7 +143,8 @@ def warm_up(sampler: Sampler, settings: Settings) -> None:
         sampler.pictures("", draw, tuple(range(settings.draw.num_images_per_prompt)), who="published")
     except RuntimeError as error:
         if type(error).__module__.startswith("torch._"):  # of dynamo or inductor, and not of what is drawn
-            raise ConfigError(f"torch.compile does not work here ({str(error).strip().splitlines()[0]}): leave --memory.compile off.") from error
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise ConfigError(f"torch.compile does not work here ({reason}): leave --memory.compile off.") from error
         raise
 
 

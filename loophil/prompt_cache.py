@@ -69,7 +69,7 @@ class PromptCache(NoPromptCache):
             handle, staging = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
             os.close(handle)
             try:
-                save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, staging)
+                save_file({name: tensor.contiguous().cpu().clone() for name, tensor in tensors.items()}, staging)  # halves may share some
                 os.replace(staging, path)
             finally:
                 with contextlib.suppress(FileNotFoundError):

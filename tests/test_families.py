@@ -307,39 +307,27 @@ def test_prompts_of_a_model_are_kept_for_all_runs_unless_nobody_wants_that(tmp_p
     assert type(prompt_cache(Settings())).__name__ == "NoPromptCache"  # the embedded model's are made faster than read
 
 
-@pytest.fixture
-def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
-    """Loads a tiny model that this backend compiles; what was said meanwhile."""
-
-    def load(backend: Any) -> list[str]:
-        monkeypatch.setattr("loophil.policy.COMPILER", {"backend": backend})
-        tiny_pipeline().save_pretrained(tmp_path)
-        torch._dynamo.reset()
-        said: list[str] = []
-        load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--memory.compile"]), said.append)
-        torch._dynamo.reset()
-        return said
-
-    return load
-
-
-def test_a_model_is_compiled_while_it_loads_and_that_is_said(compiling: Callable[[Any], list[str]]) -> None:
-    graphs = []
+def test_a_model_is_compiled_while_it_loads_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, said = [], []
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
-    assert compiling(backend)[-1] == "4 of 4: compiling the model; the first time that takes minutes"
+    monkeypatch.setattr("loophil.policy.COMPILER", {"backend": backend})
+    tiny_flux().save_pretrained(tmp_path)
+    torch._dynamo.reset()
+    load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--memory.compile", "--draw.size", "16"]), said.append)
+    torch._dynamo.reset()
+    assert said[-1] == "4 of 4: compiling the model; the first time that takes minutes"
     assert graphs
 
 
-def test_a_model_that_cannot_be_compiled_is_refused(compiling: Callable[[Any], list[str]]) -> None:
-    def backend(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("no compiler")
-
-    with pytest.raises(ConfigError, match=r"torch\.compile does not work here \(.*no compiler.*\): leave --memory\.compile off\."):
-        compiling(backend)
+def test_a_model_that_cannot_be_compiled_is_refused() -> None:
+    failed = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+    sampler = Mock(pictures=Mock(side_effect=failed("backend='inductor' raised:\nRuntimeError: no compiler\n\nSet TORCHDYNAMO_VERBOSE=1")))
+    with pytest.raises(ConfigError, match=r"here \(backend='inductor' raised: RuntimeError: no compiler\): leave --memory\.compile off\."):
+        warm_up(sampler, Settings())
 
 
 def test_other_errors_while_it_warms_up_are_told_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

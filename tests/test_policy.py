@@ -554,12 +554,12 @@ def test_on_a_gpu_the_autoencoder_comes_in_and_decodes_a_large_group_in_parts(po
 
 
 @pytest.mark.parametrize(("offload", "meta"), [("none", {"unet", "vae", "text_encoder"}), ("model", {"unet"}), ("group", {"unet"})])
-def test_only_what_is_not_offloaded_lies_on_the_device(offload: Any, meta: set[str], policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_offloaded_does_not_lie_on_the_device(offload: Any, meta: set[str], policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, policy.offload, policy.device = policy.pipeline, offload, torch.device("meta")
     monkeypatch.setattr(policy, "_add_adapters", Mock())
     policy._place(seed=0)
     parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
-    assert {name for name, part in parts.items() if all(p.device.type == "meta" for p in part.parameters())} == meta
+    assert {name for name, part in parts.items() if any(p.device.type == "meta" for p in part.parameters())} == meta
 
 
 def test_embeddings_wait_beside_the_text_encoders_and_go_where_the_denoiser_works(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,8 +580,7 @@ def test_a_denoiser_that_does_not_fit_is_not_compiled(monkeypatch: pytest.Monkey
         Policy(tiny_pipeline(), LORA, memory=Memory(compile=True))
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-def test_a_compiled_denoiser_follows_the_adapter(checkpointing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_denoiser_follows_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -590,7 +589,7 @@ def test_a_compiled_denoiser_follows_the_adapter(checkpointing: Any, monkeypatch
 
     monkeypatch.setattr(module, "COMPILER", {"backend": backend, "dynamic": True})
     torch._dynamo.reset()
-    plain, compiled = Policy(tiny_pipeline(), LORA), Policy(tiny_pipeline(), LORA, memory=Memory(compile=True, checkpointing=checkpointing))
+    plain, compiled = Policy(tiny_pipeline(), LORA), Policy(tiny_pipeline(), LORA, memory=Memory(compile=True, checkpointing="on"))
     for policy in (plain, compiled):
         policy.refresh(other(policy.weights(), seed=1), 1)
         policy.train_from(other(policy.weights(), seed=2))
