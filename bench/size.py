@@ -122,7 +122,8 @@ def _flops(policy: Policy, draw: DrawSettings, k: int) -> int:
     embeddings = policy.encode_prompt("a red circle", "")
     with FlopCounterMode(display=False) as counter, policy.acting(LEARNER):
         policy.predict(latents, torch.tensor(500, device=policy.device), embeddings, draw.guidance_scale)
-    return counter.get_total_flops()
+    counted: int = counter.get_total_flops()
+    return counted
 
 
 def _wait(device: torch.device) -> None:

@@ -203,8 +203,8 @@ class Settings(BaseSettings):
             faults.append("learn.trajectory-passes and learn.forward-passes are both 0: nothing would ever be learned")
         if self.draw.eta == 0 and self.learn.trajectory_passes > 0:
             faults.append("draw.eta 0 has no randomness to learn from: use eta 1 or learn.trajectory-passes 0")
-        if self.memory.compile and self.memory.offload == "group":
-            faults.append("memory.compile needs the denoiser on the device: it does not go with memory.offload group")
+        if self.memory.compile and (self.memory.offload == "group" or self.memory.checkpointing == "on"):
+            faults.append("memory.compile goes neither with memory.offload group nor with memory.checkpointing on")
         if faults:
             raise ValueError("; ".join(faults))
         return self

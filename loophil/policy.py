@@ -215,8 +215,8 @@ class Policy:
         return self._recomputing
 
     def spare(self) -> bool:
-        """Takes less memory to train, if the settings leave that open; whether it did."""
-        if self._recomputing or self.memory.checkpointing != "auto":
+        """Takes less memory to train, if the settings leave that open; whether it did. A compiled graph keeps what it keeps."""
+        if self._recomputing or self.memory.checkpointing != "auto" or self.memory.compile:
             return False
         self._recompute()
         return True
@@ -236,8 +236,6 @@ class Policy:
 
     def _checkpointed(self, module: Any, *args: Any) -> Any:
         """A block whose activations are recomputed by the adapter that computed them: by then another one may be active."""
-        if torch.compiler.is_compiling():  # the adapter is a part of the graph
-            return checkpoint(module, *args, use_reentrant=False)
         who = self._active
         now_and_then = lambda: (contextlib.nullcontext(), self.acting(who))  # noqa: E731
         return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=False, context_fn=now_and_then)

@@ -308,7 +308,8 @@ def test_prompts_of_a_model_are_kept_for_all_runs_unless_nobody_wants_that(tmp_p
 
 
 def test_a_model_is_compiled_while_it_loads_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs, said = [], []
+    graphs: list[Any] = []
+    said: list[str] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)

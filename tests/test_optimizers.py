@@ -36,7 +36,7 @@ class Eight(torch.optim.Optimizer):
 def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     package, inner = ModuleType("bitsandbytes"), SimpleNamespace(AdamW8bit=Eight)
     monkeypatch.setitem(sys.modules, "bitsandbytes", package)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", inner)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", inner)
 
 
 class Run:
@@ -49,7 +49,7 @@ class Run:
     def step(self, times: int) -> None:
         for _ in range(times):
             self.optimizers["trajectory"].zero_grad()
-            sum((p**2).sum() for p in self.parameters).backward()
+            torch.stack([(p**2).sum() for p in self.parameters]).sum().backward()
             self.optimizers["trajectory"].step()
 
 

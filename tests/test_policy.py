@@ -589,7 +589,8 @@ def test_a_compiled_denoiser_follows_the_adapter(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "COMPILER", {"backend": backend, "dynamic": True})
     torch._dynamo.reset()
-    plain, compiled = Policy(tiny_pipeline(), LORA), Policy(tiny_pipeline(), LORA, memory=Memory(compile=True, checkpointing="on"))
+    plain, compiled = (Policy(tiny_flux(), LORA, size=16, memory=Memory(compile=choice)) for choice in (False, True))
+    assert not compiled.spare()
     for policy in (plain, compiled):
         policy.refresh(other(policy.weights(), seed=1), 1)
         policy.train_from(other(policy.weights(), seed=2))
