@@ -24,7 +24,7 @@ TASTES = Path(__file__).parent / "tastes.py"
 # What each learns from, besides the ratings of the same images; "{taste}" stands for the simulated person.
 VARIANTS = {
     "loop": ("--learn.forward-passes", "0"),
-    "replay": ("--learn.forward-passes", "0", "--learn.replay", "true"),
+    "replay": ("--learn.forward-passes", "0", "--learn.replay"),
     "both": (),
     "fpo": ("--learn.forward-objective", "fpo"),
     "auto": ("--loop.auto-rounds-per-rating", "3"),

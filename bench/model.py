@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bench import size
 from data.examples import held_out, one_changed
 from data.scenes import Scene, caption, check, render, sample_scene, sample_style
 from loophil.build import load_engine
@@ -19,7 +20,9 @@ from rewards.features import shared_features
 
 
 def run(argv: list[str]) -> int:
-    """Prints one line per figure, with Wilson's 95% interval."""
+    """Prints one line per figure, with Wilson's 95% interval; with a MODEL, what that costs (size.py)."""
+    if argv and not argv[0].startswith("-"):
+        return size.run(argv[0], argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bench model", description=__doc__)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--images", type=int, default=4, help="pictures per prompt")

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from platformdirs import user_cache_path
 
 from loophil.config import Settings
 from loophil.errors import ConfigError
@@ -23,6 +25,10 @@ from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
 from loophil.store import SET_ON_PAGE, Store, describe_runs, last_opened, open_run
 from loophil.types import DrawSettings, Label
+
+if TYPE_CHECKING:
+    from loophil.prompt_cache import NoPromptCache
+    from loophil.sampler import Sampler
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
@@ -110,10 +116,15 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     say("2 of 3: the weights of the base")
     pipeline: Any = load_pipeline(str(EMBEDDED) if settings.model == "embedded" else settings.model, settings.revision, device)
     say("3 of 3: the LoRA")
-    policy = Policy(pipeline, settings.lora, seed=settings.seed, size=settings.draw.size)
+    policy = Policy(
+        pipeline, settings.lora, seed=settings.seed, size=settings.draw.size, device=device, memory=settings.memory, cache=prompt_cache(settings)
+    )
     schedule = schedule_of(policy.family.noise)
     window = {"auto": None, "on": True, "off": False}[settings.draw.noise_window]
     sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction, window=window)
+    if settings.memory.compile:
+        say("4 of 4: compiling the model; the first time that takes minutes")
+        warm_up(sampler, settings)
     return Engine(
         policy=policy,
         sampler=sampler,
@@ -125,6 +136,27 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         memory=lambda: device_memory(device),
         note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
     )
+
+
+def prompt_cache(settings: Settings) -> NoPromptCache:
+    """Where embeddings of prompts are kept; the embedded model's are made faster than they are read."""
+    from loophil.prompt_cache import NoPromptCache, PromptCache
+
+    if settings.model == "embedded" or not settings.memory.prompt_cache_mb:
+        return NoPromptCache()
+    return PromptCache(user_cache_path("loophil") / "prompts", settings.memory.prompt_cache_mb * 2**20, (settings.model, settings.revision or ""))
+
+
+def warm_up(sampler: Sampler, settings: Settings) -> None:
+    """Draws a group that nobody sees, so that the denoiser is compiled; ConfigError where it cannot be."""
+    draw = replace(DrawSettings.of(settings.draw), num_inference_steps=2)
+    try:
+        sampler.pictures("", draw, tuple(range(settings.draw.num_images_per_prompt)), who="published")
+    except RuntimeError as error:
+        if type(error).__module__.startswith("torch._"):  # of dynamo or inductor, and not of what is drawn
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise ConfigError(f"torch.compile does not work here ({reason}): leave --memory.compile off.") from error
+        raise
 
 
 def _note(settings: Settings, trained_steps: int) -> str:

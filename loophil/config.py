@@ -95,7 +95,13 @@ class Learn(Section):
     base_kl: float = Field(0.0, ge=0, description="Weight of the KL divergence from the base in the trajectory objective; 0 = none.")
     sft: float = Field(0.0, ge=0, description="Weight of the pull towards images with a positive advantage in the forward process; 0 = none.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm of one optimizer step.")
-    micro_batch: int = Field(8, ge=1, le=256, description="Images in one forward and backward; smaller needs less memory, the gradient is the same.")
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Images in one forward and backward, halved where memory runs out, the gradient is the same; 0 = as many as fit, at most 16; "
+        "8 without CUDA.",
+    )
     ema: float = Field(0.0, ge=0, lt=1, description="Moving average of the published adapter; 0 = off, the ratio is then 1 at the first step.")
     taste_weight: float = Field(
         1.0, ge=0, description="Weight in automatic rounds of what the ratings say of your taste, times how well it is understood."
@@ -127,6 +133,27 @@ class LoopKnobs(Section):
     threaded: bool = Field(True, description="Work in a background thread; off = inside the call, for Spaces without a resident GPU.")
 
 
+class Memory(Section):
+    """What fits, and how fast it is. Nothing of it changes what is learned, save for the rounding of `compile` and `adam_8bit`."""
+
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Gradient checkpointing: activations are computed again instead of kept, an update takes about a third longer, the gradient "
+        "is the same; auto = where an update would not fit otherwise.",
+    )
+    offload: Literal["auto", "none", "model", "group"] = Field(
+        "auto",
+        description="What waits in the computer's memory and not in the GPU's: model = text encoders and VAE, group = the denoiser's layers too "
+        "(slow); auto = on CUDA, group where the denoiser takes more than 60% of the GPU, else model.",
+    )
+    prompt_cache_mb: int = Field(256, ge=0, description="Megabytes of prompt embeddings kept in the user's cache folder; 0 = none.")
+    adam_8bit: bool = Field(False, description="Optimizer states of 8 bits instead of 32 (needs bitsandbytes and CUDA).")
+    compile: bool = Field(
+        False,
+        description="torch.compile the denoiser: faster after minutes of warming up; the ratio at unchanged weights is then 1 to rounding only.",
+    )
+
+
 class Settings(BaseSettings):
     """All knobs. `Settings.read(argv)` is the way in; it raises ConfigError with every fault in one message."""
 
@@ -151,6 +178,7 @@ class Settings(BaseSettings):
     lora: Lora = Lora()
     learn: Learn = Learn()
     loop: LoopKnobs = LoopKnobs()
+    memory: Memory = Memory()
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -175,6 +203,8 @@ class Settings(BaseSettings):
             faults.append("learn.trajectory-passes and learn.forward-passes are both 0: nothing would ever be learned")
         if self.draw.eta == 0 and self.learn.trajectory_passes > 0:
             faults.append("draw.eta 0 has no randomness to learn from: use eta 1 or learn.trajectory-passes 0")
+        if self.memory.compile and (self.memory.offload == "group" or self.memory.checkpointing == "on"):
+            faults.append("memory.compile goes neither with memory.offload group nor with memory.checkpointing on")
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from loophil.policy import Policy
     from loophil.sampler import Sampler
-    from loophil.trainer import Example, Trainer
+    from loophil.trainer import Done, Example, Trainer
 
 LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"  # names of jobs
 REPLAYED_GROUPS = 256
@@ -224,10 +224,10 @@ class Learner:
         engine.policy.load_weights(engine.policy.read(folder / ADAPTER), number)
         engine.trainer.load(folder)
 
-    def update(self, engine: Engine) -> Generator[tuple[int, int], None, tuple[Version, UpdateStats, int]]:
+    def update(self, engine: Engine) -> Generator[Done, None, tuple[Version, UpdateStats, int]]:
         """Learns from all that is fresh at once and from older groups again, and publishes: the version, its stats, how many were fresh.
 
-        Yields as the trainer does: (micro-batches done, micro-batches in all).
+        Yields as the trainer does: (micro-batches done, micro-batches in all), and what the status should say besides.
 
         Whatever goes wrong, the published version stays and its training state is restored; what was fresh waits for something new beside it.
         """

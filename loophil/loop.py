@@ -359,14 +359,14 @@ class Loop:
             while True:
                 began = self._clock()
                 try:
-                    done, length = next(steps)
+                    done, length, *words = next(steps)
                 except StopIteration as end:
                     version, stats, groups = end.value
                     break
                 seconds = self._clock() - began
                 spent += seconds
                 self._owed = max(self._owed - seconds, -self._seconds["draw"])
-                yield f"{done} of {length}"
+                yield ", ".join([f"{done} of {length}", *words])
         self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
         self._troubles.all_over()
         return self._changed(version, stats)

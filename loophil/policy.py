@@ -1,7 +1,7 @@
 """The policy: a frozen base pipeline with two LoRA adapters, `learner` (being trained) and `published` (draws).
 
-It predicts, encodes prompts, decodes latents, and moves weights in and out. It knows no scheduler step, no reward and no
-rating. Everything here runs in the worker thread, the only owner of the device.
+It predicts, encodes prompts, decodes latents, moves weights in and out, and has on the device what must be there (offload.py). It knows no
+scheduler step, no reward and no rating. Everything here runs in the worker thread, the only owner of the device.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging as transformers_logging
 
-from loophil.config import Lora
+from loophil.config import Lora, Memory
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of, family_type
+from loophil.memory import gauge_of
+from loophil.offload import in_parts, offload_of, park, size_of, visiting
+from loophil.prompt_cache import NoPromptCache, digest_of
 
 LEARNER, PUBLISHED, BASE = "learner", "published", "base"
 CACHED_PROMPTS = 256
+COMPILER: dict[str, Any] = {"backend": "inductor", "dynamic": True}  # dynamic: micro-batches and drawings differ in size
+COMPILED_VARIANTS = 32  # of the denoiser: each adapter, with and without gradients
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,7 +57,9 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 
 
 def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
-    """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong.
+    """The base pipeline, safetensors only; half precision for a GPU, float32 elsewhere. ConfigError says what went wrong.
+
+    It lies in the computer's memory: `Policy` moves to the device what is to be there.
 
     A kind of pipeline that is not supported is refused before its weights are read.
     """
@@ -70,36 +79,69 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(memory_format=torch.channels_last)  # convolutions are an eighth faster so
-    return pipeline.to(device)
+    return pipeline
 
 
 class Policy:
     """A base pipeline and its two adapters.
 
-    pipeline    a diffusers text-to-image pipeline on its device; its weights are frozen here
+    pipeline    a diffusers text-to-image pipeline; its weights are frozen here, and moved to the device as far as they are not offloaded
     lora        rank, alpha and target modules of both adapters
     version     number of the published weights; 0 = the base
     size        width and height of the pictures in pixels, 0 = what the model was made for; ConfigError where it does not fit the latents
+    device      where it works; None = where the pipeline is
+    memory      what is offloaded, recomputed, compiled;  cache: prompts that were encoded before
+    gauge       what the device says of its memory, None = nothing
     """
 
-    def __init__(self, pipeline: Any, lora: Lora, *, seed: int = 0, size: int = 0) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        lora: Lora,
+        *,
+        seed: int = 0,
+        size: int = 0,
+        device: torch.device | None = None,
+        memory: Memory | None = None,
+        cache: NoPromptCache | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.lora = lora
+        self.memory = memory or Memory()
         self.version = 0
-        self.family = family_of(pipeline, size)
+        self.family = family_of(pipeline, size, device)
         self.denoiser: Any = self.family.denoiser
         self.latent_shape = self.family.latent_shape
-        self.device: torch.device = self.denoiser.device
+        self.device = self.family.device
+        self.gauge = gauge_of(self.device)
+        self.offload = offload_of(self.memory.offload, self.device, size_of(self.denoiser), (device_memory(self.device) or (0, 0))[1])
+        if self.memory.compile and self.offload == "group":
+            raise ConfigError("The denoiser is too large for this GPU to be compiled: leave --memory.compile off, or give --memory.offload model.")
+        self._cache = cache or NoPromptCache()
         self._prompts: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False).eval()
-        self._add_adapters(seed)
+        self._place(seed)
         self._layers = [module for module in self.denoiser.modules() if isinstance(module, BaseTunerLayer)]
         self._initial = self.weights(PUBLISHED)
         self._learned = [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
         self._active = ""
         self._activate(PUBLISHED)
+        self._recomputing = False
+        if self.memory.checkpointing == "on":
+            self._recompute()
+        if self.memory.compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+            self.denoiser.compile(**COMPILER)
+
+    def _place(self, seed: int) -> None:
+        """Everything frozen, the adapters added, and on the device what is to be there."""
+        for part in self.pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
+                if self.offload == "none" or (part is self.denoiser and self.offload == "model"):
+                    part.to(self.device)
+        self._add_adapters(seed)
+        if self.offload == "group":
+            park(self.denoiser, self.device)
 
     def _add_adapters(self, seed: int) -> None:
         """Both adapters with the same weights, float32; lora_B is 0, so that they change nothing yet."""
@@ -167,21 +209,72 @@ class Policy:
         """What the model itself is told of a prompt, where guidance is left out: `predict` with these as both halves and a scale of 1."""
         return self.family.unguided(embeddings, guidance_scale)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed in a backward pass instead of kept."""
+        return self._recomputing
+
+    def spare(self) -> bool:
+        """Takes less memory to train, if the settings leave that open; whether it did. A compiled graph keeps what it keeps."""
+        if self._recomputing or self.memory.checkpointing != "auto" or self.memory.compile:
+            return False
+        self._recompute()
+        return True
+
+    def rehearse(self, embeddings: Embeddings, guidance_scale: float) -> None:
+        """A forward and backward of one image that teaches nothing, to see what memory it takes."""
+        latents = torch.zeros(1, *self.latent_shape, device=self.device, dtype=self.dtype)
+        with self.acting(LEARNER):
+            output = self.predict(latents, torch.tensor(500, device=self.device), embeddings, guidance_scale)
+            output.float().square().mean().backward()
+        for parameter in self._learned:
+            parameter.grad = None
+
+    def _recompute(self) -> None:
+        self.denoiser.enable_gradient_checkpointing(self._checkpointed)
+        self._recomputing = True
+
+    def _checkpointed(self, module: Any, *args: Any) -> Any:
+        """A block whose activations are recomputed by the adapter that computed them: by then another one may be active."""
+        who = self._active
+        now_and_then = lambda: (contextlib.nullcontext(), self.acting(who))  # noqa: E731
+        return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=False, context_fn=now_and_then)
+
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> Embeddings:
-        """What the denoiser is told of one prompt; the last few hundred are kept."""
+        """What the denoiser is told of one prompt; the last few hundred are kept, beside the text encoders."""
         key = (prompt, negative_prompt)
         if key not in self._prompts:
-            self._prompts[key] = self.family.encode(prompt, negative_prompt)
+            self._prompts[key] = self._encoded(prompt, negative_prompt)
             while len(self._prompts) > CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
         return self._prompts[key]
 
+    def _encoded(self, prompt: str, negative_prompt: str) -> Embeddings:
+        """From the cache, else by the text encoders: on the device, or where they wait if they do not fit there."""
+        encoders, home = self.family.text_encoders, self.family.text_encoders[0].device
+        key = (self._encoders_digest, str(self.dtype), str(self.latent_shape), prompt, negative_prompt)
+        kept = self._cache.read(key)
+        if kept is None:
+            fits = self.gauge is None or size_of(*encoders) < self.gauge.free()
+            with visiting(encoders, self.device if fits else home):
+                kept = self.family.encode(prompt, negative_prompt)
+            self._cache.write(key, kept)
+        return Embeddings(*kept).to(home)
+
+    @cached_property
+    def _encoders_digest(self) -> str:
+        return digest_of(self.family.text_encoders)
+
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Pictures of clean latents (B, C, H, W)."""
-        return self.family.decode(latents)
+        """Pictures of clean latents (B, C, H, W); on a GPU a large group one by one, and a large picture in tiles."""
+        vae, side = self.pipeline.vae, self.pipeline.vae_scale_factor
+        if self.device.type == "cuda":
+            vae.use_slicing, vae.use_tiling = in_parts(len(latents), latents.shape[2] * latents.shape[3] * side**2)
+        with visiting([vae], self.device):
+            return self.family.decode(latents)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The learner's LoRA matrices, in a fixed order."""

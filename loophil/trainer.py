@@ -6,7 +6,7 @@ An update has two parts on the same advantages:
 
 Each part has an AdamW of its own: their gradients differ by orders of magnitude, and one that sets the other's step size would
 silence it. Both accumulate gradients over micro-batches (their size changes memory, not the result) and yield between them, so that
-a waiting person's drawing can slip in. Nothing non-finite reaches the weights: the learner goes back to where it was.
+a waiting person's drawing can slip in; where memory runs out they get smaller. Nothing non-finite reaches the weights: the learner goes back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from safetensors.torch import load_file, save_file
 
 from loophil.config import Learn
 from loophil.errors import LearningError
-from loophil.families import Embeddings, Words, expand, join
+from loophil.families import Embeddings, Words, expand, join, placed
+from loophil.memory import Room, out_of_memory
 from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
+from loophil.optimizers import adamw, restore, state_of
 from loophil.policy import BASE, LEARNER, Policy
-from loophil.scheduler import Schedule, randn, step_with_log_prob
+from loophil.scheduler import Schedule, randn, step_with_log_prob, stratified
 from loophil.types import Lesson, Trajectory, UpdateStats
 
-Done = tuple[int, int]  # micro-batches of an update that are done, and in all
+Done = tuple[int, int, *tuple[str, ...]]  # micro-batches of an update that are done, and in all; what else the status should say
 Steps = Generator[Done, None, UpdateStats]
 TRAJECTORY, FORWARD = "trajectory", "forward"
 FORWARD_PROCESS = "forward_process"
@@ -58,16 +61,19 @@ class Trainer:
         self.schedule = schedule
         self.learn = learn
         self.rng = torch.Generator().manual_seed(seed)
+        self.room = Room(learn.micro_batch, policy.gauge)
+        self._warm = not policy.memory.compile
         self.restart()
 
     def restart(self) -> None:
         """Fresh optimizers, as for version 0."""
-        self.optimizers = {
-            part: torch.optim.AdamW(self.policy.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0) for part, rate in self._rates().items()
-        }
+        parameters, eight_bit = self.policy.parameters(), self.policy.memory.adam_8bit
+        self.optimizers = {part: adamw(parameters, rate, eight_bit=eight_bit) for part, rate in self._rates().items()}
 
     def adjust(self, learn: Learn) -> None:
         """Goes on with other knobs; what the optimizers remember stays."""
+        if learn.micro_batch != self.learn.micro_batch:
+            self.room = Room(learn.micro_batch, self.policy.gauge)
         self.learn = learn
         for part, rate in self._rates().items():
             for group in self.optimizers[part].param_groups:
@@ -86,11 +92,29 @@ class Trainer:
 
         Raises LearningError when anything is not finite; then, as after any other exception, the learner and the optimizers are what they
         were before (the rng is not: a second try meets other noise). Closed half-way, it leaves the learner as far as it got: discard it.
+        Where memory runs out it begins again, with less at a time and the same noise, until nothing less is left.
         """
+        rng = self.rng.get_state()
+        if examples:
+            told = examples[0].embeddings, examples[0].lesson.group.settings.guidance_scale
+            self.room.measure(partial(self.policy.rehearse, *told), self.policy.spare)
+        while True:
+            try:
+                return (yield from self._update(examples))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or not self.room.less(self.policy.spare):
+                    raise
+            self.rng.set_state(rng)
+
+    def _update(self, examples: Sequence[Example]) -> Steps:
+        """One try of it."""
         started = time.monotonic()
         telling = [e for e in examples if bool((e.advantages != 0).any())]
         young = [e for e in telling if e.lesson.age <= self.learn.max_staleness and e.trajectory.log_probs.shape[1]]
-        meter = _Meter(self._length(young, telling))
+        meter = _Meter(self._length(young, telling), self.room.words)
+        if telling and not self._warm:
+            yield meter.reached("compiling the model: the first update is slow")
+            self._warm = True
         weights = self.policy.weights(LEARNER)
         states = {part: copy.deepcopy(optimizer.state_dict()) for part, optimizer in self.optimizers.items()}
         try:
@@ -112,8 +136,8 @@ class Trainer:
         """Micro-batches of an update, if no pass is cut short."""
         learn = self.learn
         noised = self._turn_count(telling) * max(len(e.lesson.advantages) for e in telling) if telling else 0
-        trajectories = sum(len(list(_micro_batches(e, learn.micro_batch))) for e in young)
-        return learn.trajectory_passes * trajectories + learn.forward_passes * math.ceil(noised / learn.micro_batch)
+        trajectories = sum(len(list(_micro_batches(e, self.room.size))) for e in young)
+        return learn.trajectory_passes * trajectories + learn.forward_passes * math.ceil(noised / self.room.size)
 
     def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter, *, first: bool) -> Generator[Done, None, bool]:
         """One optimizer step of the trajectory objective over every transition of every example; whether it was taken.
@@ -127,7 +151,7 @@ class Trainer:
         joined: ObjectiveStats | None = None
         loss_sum = 0.0
         for example in examples:
-            for rows, steps in _micro_batches(example, learn.micro_batch):
+            for rows, steps in _micro_batches(example, self.room.size):
                 log_probs, old, output = self._score(example, rows, steps)
                 mask = sample_dropout(log_probs, old, per_dimension(learn.dropout_nats, D))
                 advantages = example.advantages[rows].to(log_probs.device)
@@ -153,7 +177,7 @@ class Trainer:
         if not example.trajectory.log_probs.shape[1]:
             return math.nan
         images = torch.arange(len(example.trajectory.clean_latents))
-        scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.learn.micro_batch)]
+        scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.room.size)]
         return float(torch.cat([old - log_probs for log_probs, old, _ in scored]).mean()) * self.policy.dimensions
 
     def _base_kl(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -187,7 +211,7 @@ class Trainer:
         n = len(batch.advantages)
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
         loss_sum = 0.0
-        for rows in torch.arange(n, device=self.policy.device).split(self.learn.micro_batch):
+        for rows in torch.arange(n, device=self.policy.device).split(self.room.size):
             loss_sum += self._backward(self._forward_loss(batch, rows).sum() / n)
             yield meter.tick()
         meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, chosen)
@@ -208,13 +232,13 @@ class Trainer:
         Siblings share them, so that what they have in common cancels: their advantages add up to 0.
         """
         clean = [e.trajectory.clean_latents for e in chosen]
-        times = _stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
+        times = stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
         device = self.policy.device
         return _Noised(
             x0=torch.cat(clean).to(device).float(),
             noise=torch.cat([randn(c.shape[1:], self.rng, c.device, torch.float32).expand_as(c) for c in clean]).to(device),
             timesteps=torch.cat([time.expand(len(c)) for time, c in zip(times, clean, strict=True)]).to(device),
-            words=join([expand(self._words(e), len(c)) for e, c in zip(chosen, clean, strict=True)]),
+            words=placed(join([expand(self._words(e), len(c)) for e, c in zip(chosen, clean, strict=True)]), device),
             advantages=torch.cat([e.advantages for e in chosen]).to(device),
         )
 
@@ -246,7 +270,8 @@ class Trainer:
         """Adds the loss's gradient, times D: both losses are means over the D dimensions, whose gradients a half-precision base would lose."""
         if not torch.isfinite(loss):
             raise LearningError("The loss of an update was not finite; the update was thrown away and nothing was published.")
-        (loss * self.policy.dimensions).backward()
+        with self.policy.acting(LEARNER):  # once for all blocks that are recomputed, see Policy
+            (loss * self.policy.dimensions).backward()
         return float(loss.detach())
 
     def _step(self, part: str) -> float:
@@ -268,11 +293,8 @@ class Trainer:
 
         The learner's weights are in the first: with a moving average (`ema`) they are not those that are published.
         """
-        tensors = {f"learner.{key}": value for key, value in self.policy.weights(LEARNER).items()}
-        for part, optimizer in self.optimizers.items():
-            for i, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{part}.{i}.{name}": torch.as_tensor(value).cpu() for name, value in state.items()}
-        save_file(tensors, folder / "optimizer.safetensors")
+        learner = {f"learner.{key}": value for key, value in self.policy.weights(LEARNER).items()}
+        save_file(learner | state_of(self.optimizers), folder / "optimizer.safetensors")
         save_file({"rng": self.rng.get_state()}, folder / "rng.safetensors")
 
     def load(self, folder: Path) -> None:
@@ -280,18 +302,10 @@ class Trainer:
         self.restart()
         self.policy.discard()
         if (folder / "optimizer.safetensors").exists():
-            learner: dict[str, torch.Tensor] = {}
-            states: dict[str, dict[int, dict[str, torch.Tensor]]] = {part: {} for part in self.optimizers}
-            for key, value in load_file(folder / "optimizer.safetensors").items():
-                part, _, rest = key.partition(".")
-                if part == "learner":
-                    learner[rest] = value
-                else:
-                    index, name = rest.split(".")
-                    states[part].setdefault(int(index), {})[name] = value.clone()  # aligned as the optimizer's own: the last bit can depend on it
-            self.policy.train_from(learner)
-            for part, optimizer in self.optimizers.items():
-                optimizer.load_state_dict({"state": states[part], "param_groups": optimizer.state_dict()["param_groups"]})
+            kept = load_file(folder / "optimizer.safetensors")
+            learner = {key: kept.pop(key) for key in list(kept) if key.startswith("learner.")}
+            self.policy.train_from({key.removeprefix("learner."): value for key, value in learner.items()})
+            restore(self.optimizers, kept, eight_bit=self.policy.memory.adam_8bit)
         if (folder / "rng.safetensors").exists():
             self.rng.set_state(load_file(folder / "rng.safetensors")["rng"])
 
@@ -310,8 +324,8 @@ class _Noised:
 class _Meter:
     """Gathers the numbers of one update. `summary` is that of the last trajectory pass, whether or not it led to a step."""
 
-    def __init__(self, length: int) -> None:
-        self._done, self._length = 0, length
+    def __init__(self, length: int, words: tuple[str, ...]) -> None:
+        self._done, self._length, self._words = 0, length, words
         self.loss = 0.0
         self.grad_norm = math.nan
         self.summary: dict[str, float] = {}
@@ -320,7 +334,11 @@ class _Meter:
     def tick(self) -> Done:
         """One more micro-batch is done."""
         self._done += 1
-        return self._done, max(self._done, self._length)
+        return self.reached()
+
+    def reached(self, *words: str) -> Done:
+        """How far it is."""
+        return (self._done, max(self._done, self._length), *(self._words + words))
 
     def stepped(self, loss: float, grad_norm: float, objective: str, examples: Sequence[Example]) -> None:
         self.loss += loss
@@ -358,13 +376,9 @@ def _images(examples: Iterable[Example]) -> int:
 
 def _refuse_non_finite(example: Example) -> None:
     """LearningError where an advantage or a stored number is not finite."""
-    trajectory = example.trajectory
-    for name, tensor in (
-        ("an advantage", example.advantages),
-        ("a latent", trajectory.latents),
-        ("a clean latent", trajectory.clean_latents),
-        ("a log-probability", trajectory.log_probs),
-    ):
+    kept = example.trajectory
+    numbers = {"a latent": kept.latents, "a clean latent": kept.clean_latents, "a log-probability": kept.log_probs}
+    for name, tensor in ({"an advantage": example.advantages} | numbers).items():
         if not torch.isfinite(tensor).all():
             raise LearningError(
                 f"Group {example.lesson.group.id} has {name} that is not finite; the update was thrown away and nothing was published."
@@ -384,9 +398,3 @@ def _transitions(example: Example, images: torch.Tensor, size: int) -> Iterator[
     steps = torch.arange(example.trajectory.log_probs.shape[1])
     for pair in torch.cartesian_prod(steps, images).split(size):
         yield pair[:, 1], pair[:, 0]
-
-
-def _stratified(n: int, steps: int, fraction: float, rng: torch.Generator) -> torch.Tensor:
-    """(n,) timesteps, one from each of n equal parts of the last `fraction` of 0..steps-1, in random order: every step sees all noise levels."""
-    spots = 1 - fraction * (torch.arange(n) + torch.rand(n, generator=rng)) / n
-    return (spots * steps).long().clamp(0, steps - 1)[torch.randperm(n, generator=rng)]

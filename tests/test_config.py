@@ -48,6 +48,8 @@ def test_all_faults_are_told_together() -> None:
         (["--rewards", "jpeg=-1"], "reward weights must be 0 or more"),
         (["--learn.trajectory-passes", "0", "--learn.forward-passes", "0"], "nothing would ever be learned"),
         (["--draw.eta", "0"], "no randomness to learn from"),
+        (["--memory.compile", "--memory.offload", "group"], r"memory\.compile goes neither with memory\.offload group nor"),
+        (["--memory.compile", "--memory.checkpointing", "on"], r"nor with memory\.checkpointing on"),
         (["--rewards", "jpeg=nan"], "finite"),
         (["--run", "../x"], "run"),
         (["--device", "gpu"], "device"),
@@ -65,7 +67,7 @@ def test_settings_are_frozen() -> None:
 
 def test_every_knob_has_a_sentence() -> None:
     told = knobs()
-    assert len(told) <= 52
+    assert len(told) <= 57
     assert all(sentence.endswith(".") and len(sentence) > 10 for _, _, sentence in told)
 
 

@@ -14,12 +14,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from loophil.build import load_engine
+from loophil.build import load_engine, prompt_cache, warm_up
 from loophil.config import Learn, Lora, Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
 from loophil.policy import Policy, load_pipeline
+from loophil.prompt_cache import PromptCache
 from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
@@ -289,6 +290,63 @@ def test_the_noise_window_can_be_chosen_and_is_in_the_record(flag: str, process:
     tiny_pipeline().save_pretrained(tmp_path)
     engine = load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.noise-window", flag]))
     assert (engine.scheduler, engine.sampler.window, engine.note) == (process, flag == "on", "")
+
+
+# ---- memory and speed ----
+
+
+def test_prompts_of_a_model_are_kept_for_all_runs_unless_nobody_wants_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    kept = []
+    for megabytes in ("0", "1"):
+        flags = ["--model", str(tmp_path / "model"), "--device", "cpu", "--memory.prompt-cache-mb", megabytes]
+        load_engine(Settings.read(flags)).policy.encode_prompt("a red circle")
+        kept.append(len(list((tmp_path / "cache").rglob("loophil/prompts/*.safetensors"))))
+    assert kept == [0, 1]
+    assert type(prompt_cache(Settings())).__name__ == "NoPromptCache"  # the embedded model's are made faster than read
+
+
+def test_a_model_is_compiled_while_it_loads_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+    said: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("loophil.policy.COMPILER", {"backend": backend})
+    tiny_flux().save_pretrained(tmp_path)
+    torch._dynamo.reset()
+    load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--memory.compile", "--draw.size", "16"]), said.append)
+    torch._dynamo.reset()
+    assert said[-1] == "4 of 4: compiling the model; the first time that takes minutes"
+    assert graphs
+
+
+def test_a_model_that_cannot_be_compiled_is_refused() -> None:
+    failed = type("BackendCompilerFailed", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+    sampler = Mock(pictures=Mock(side_effect=failed("backend='inductor' raised:\nRuntimeError: no compiler\n\nSet TORCHDYNAMO_VERBOSE=1")))
+    with pytest.raises(ConfigError, match=r"here \(backend='inductor' raised: RuntimeError: no compiler\): leave --memory\.compile off\."):
+        warm_up(sampler, Settings())
+
+
+def test_other_errors_while_it_warms_up_are_told_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Mock(pictures=Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        warm_up(sampler, Settings())
+
+
+@each_family
+def test_words_of_every_family_may_come_from_disk(kind: Kind, tmp_path: Path) -> None:
+    cache = PromptCache(tmp_path, 10**6, ("tiny",))
+    drawn = []
+    for _ in range(2):
+        policy = Policy(kind.build(), LORA, size=16, cache=cache)
+        sampler = Sampler(policy, schedule_of(policy.family.noise), timestep_fraction=0.7)
+        drawn.append(sampler.draw("a red circle", kind.settings, SEEDS).trajectory.clean_latents)
+    assert torch.equal(*drawn)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # ---- flow matching ----

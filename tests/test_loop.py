@@ -536,6 +536,27 @@ def test_memory_that_ran_out_is_said_with_what_helps(staged: Staged) -> None:
     assert stage.fake.learn.micro_batch == 4
 
 
+def test_less_memory_is_said_while_updating(staged: Staged) -> None:
+    stage = staged()
+    said: list[str] = []
+    update = stage.fake.update
+
+    def less(examples: Any) -> Any:
+        steps = update(examples)
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                return end.value
+            said.append(stage.loop.status.worker)
+            yield (*done, "2 images at a time since memory ran out")
+
+    stage.fake.update = less  # type: ignore[method-assign]
+    stage.run()
+    teach(stage)
+    assert said[:2] == ["updating", "updating, 1 of 12, 2 images at a time since memory ran out"]
+
+
 def test_whoever_waits_sees_how_far_it_is_and_what_it_needs(staged: Staged) -> None:
     stage = staged()
     said: dict[str, list[str]] = {"load": [], "update": []}

@@ -1,5 +1,6 @@
 """The policy on a pipeline small enough for a test: loading, adapters, weights in and out, prediction against the stock parts."""
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from loophil import policy as module
-from loophil.config import Lora
+from loophil.config import Lora, Memory
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, join
+from loophil.memory import Gauge
 from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
-from tests.tiny import WIDTH, tiny_pipeline
+from loophil.prompt_cache import PromptCache
+from tests.tiny import WIDTH, tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
 CPU = torch.device("cpu")
 LORA = Lora(rank=4, alpha=8)
@@ -446,3 +449,157 @@ def test_the_fingerprint_is_of_the_published_weights(policy: Policy) -> None:
     weights[sorted(weights)[-1]][0, 0] += 1e-6
     policy.refresh(weights, 1)
     assert policy.fingerprint() != before
+
+
+# ---- memory ----
+
+
+def learned(policy: Policy) -> list[torch.Tensor]:
+    """Gradients of a backward pass for which another adapter has become active."""
+    with policy.acting(LEARNER):
+        output = policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 3.0)
+    with policy.acting(BASE):
+        output.square().mean().backward()
+    return [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl, tiny_sd3, tiny_flux])
+def test_recomputed_activations_give_the_same_gradient_to_the_last_bit(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients, computed = [], []
+    for choice in ("off", "on"):
+        policy = Policy(build(), LORA, size=16, memory=Memory(checkpointing=choice))
+        policy.train_from(other(policy.weights()))
+        spy = Mock(wraps=torch.utils.checkpoint.checkpoint)
+        monkeypatch.setattr("loophil.policy.checkpoint", spy)
+        predicted(policy, PUBLISHED)
+        assert spy.call_count == 0  # whoever draws keeps nothing anyway
+        gradients.append(learned(policy))
+        computed.append(spy.call_count > 0)
+        assert policy.checkpointing is (choice == "on")
+    assert computed == [False, True]
+    assert len(gradients[0]) == len(gradients[1]) == len(policy.parameters())
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("choice", "did", "ends"), [("auto", True, True), ("off", False, False), ("on", False, True)])
+def test_memory_is_spared_once_and_only_if_that_is_left_open(choice: Any, did: bool, ends: bool) -> None:
+    policy = Policy(tiny_pipeline(), LORA, memory=Memory(checkpointing=choice))
+    assert (policy.spare(), policy.spare()) == (did, False)
+    assert policy.checkpointing is ends
+
+
+def test_a_rehearsal_teaches_nothing(policy: Policy) -> None:
+    before, state = policy.weights(LEARNER), torch.get_rng_state()
+    policy.rehearse(policy.encode_prompt("a red circle"), 3.0)
+    assert same(policy.weights(LEARNER), before)
+    assert [parameter.grad for parameter in policy.parameters() if parameter.grad is not None] == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("build", [tiny_pipeline, tiny_flux])
+def test_a_known_prompt_needs_no_text_encoder_in_the_next_process(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    for _ in range(2):
+        policy = Policy(build(), LORA, size=16, cache=PromptCache(tmp_path, 10**6, ("tiny",)))
+        monkeypatch.setattr(policy.pipeline, "encode_prompt", spy := Mock(wraps=policy.pipeline.encode_prompt))
+        encoded.append((policy.encode_prompt("a red circle", "blue"), spy.call_count))
+    (first, calls), (second, none) = encoded
+    assert (calls, none) == (1, 0)
+    assert all(torch.equal(first.positive[name], second.positive[name]) for name in first.positive)
+    assert all(torch.equal(first.negative[name], second.negative[name]) for name in first.negative)
+    assert (second.positive is second.negative) is (build is tiny_flux)
+
+
+def test_other_text_encoders_under_the_same_name_have_other_embeddings(tmp_path: Path) -> None:
+    cache = PromptCache(tmp_path, 10**6, ("tiny",))
+    one, two = (Policy(tiny_pipeline(seed=seed), LORA, cache=cache).encode_prompt("a red circle") for seed in (0, 1))
+    assert not torch.equal(one.positive["encoder_hidden_states"], two.positive["encoder_hidden_states"])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Moves:
+    """Where parts were moved to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[list[Any], str]] = []
+
+        def visiting(parts: list[Any], device: torch.device) -> Any:
+            self.seen.append((list(parts), device.type))
+            return contextlib.nullcontext()
+
+        patch.setattr(module, "visiting", visiting)
+
+
+@pytest.mark.parametrize(("free", "where"), [(10**9, "meta"), (10, "cpu")])
+def test_text_encoders_come_in_for_a_new_prompt_unless_they_do_not_fit(
+    free: int, where: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = Moves(monkeypatch)
+    policy.device, policy.gauge = torch.device("meta"), Mock(spec=Gauge, free=lambda: free)
+    for _ in range(2):
+        policy.encode_prompt("a red circle")
+    assert moves.seen == [([policy.pipeline.text_encoder], where)]
+
+
+def test_on_a_gpu_the_autoencoder_comes_in_and_decodes_a_large_group_in_parts(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = Moves(monkeypatch)
+    whole = policy.decode(latents())
+    assert (policy.pipeline.vae.use_slicing, policy.pipeline.vae.use_tiling) == (False, False)
+    monkeypatch.setattr(module, "in_parts", lambda n, pixels: (n * pixels == 2 * 16 * 16, False))
+    policy.device = torch.device("cuda")
+    parts = policy.decode(latents())
+    assert (policy.pipeline.vae.use_slicing, policy.pipeline.vae.use_tiling) == (True, False)
+    assert moves.seen == [([policy.pipeline.vae], "cpu"), ([policy.pipeline.vae], "cuda")]
+    assert max(np.abs(np.asarray(one, int) - np.asarray(two, int)).max() for one, two in zip(whole, parts, strict=True)) <= 1
+
+
+@pytest.mark.parametrize(("offload", "meta"), [("none", {"unet", "vae", "text_encoder"}), ("model", {"unet"}), ("group", {"unet"})])
+def test_what_is_offloaded_does_not_lie_on_the_device(offload: Any, meta: set[str], policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, policy.offload, policy.device = policy.pipeline, offload, torch.device("meta")
+    monkeypatch.setattr(policy, "_add_adapters", Mock())
+    policy._place(seed=0)
+    parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+    assert {name for name, part in parts.items() if any(p.device.type == "meta" for p in part.parameters())} == meta
+
+
+def test_embeddings_wait_beside_the_text_encoders_and_go_where_the_denoiser_works(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.family, "device", torch.device("meta"))
+    monkeypatch.setattr(policy.family, "denoise", denoise := Mock(return_value=torch.zeros(4, 4, 8, 8)))
+    embeddings = policy.encode_prompt("a red circle")
+    policy.predict(latents(), torch.tensor(500), embeddings, 3.0)
+    assert embeddings.positive["encoder_hidden_states"].device == CPU
+    assert denoise.call_args.args[2]["encoder_hidden_states"].device.type == "meta"
+
+
+# ---- compiled ----
+
+
+def test_a_denoiser_that_does_not_fit_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "offload_of", lambda *args: "group")
+    with pytest.raises(ConfigError, match=r"too large for this GPU to be compiled: leave --memory\.compile off"):
+        Policy(tiny_pipeline(), LORA, memory=Memory(compile=True))
+
+
+def test_a_compiled_denoiser_follows_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(module, "COMPILER", {"backend": backend, "dynamic": True})
+    torch._dynamo.reset()
+    plain, compiled = (Policy(tiny_flux(), LORA, size=16, memory=Memory(compile=choice)) for choice in (False, True))
+    assert not compiled.spare()
+    for policy in (plain, compiled):
+        policy.refresh(other(policy.weights(), seed=1), 1)
+        policy.train_from(other(policy.weights(), seed=2))
+    for who in (PUBLISHED, BASE, PUBLISHED):
+        torch.testing.assert_close(predicted(compiled, who), predicted(plain, who))
+    made = len(graphs)
+    for who in (BASE, PUBLISHED):
+        predicted(compiled, who)
+    assert len(graphs) == made > 0  # nothing is compiled twice
+    for one, two in zip(learned(compiled), learned(plain), strict=True):
+        torch.testing.assert_close(one, two)
+    torch._dynamo.reset()

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from loophil.config import Learn, Lora
+from loophil.config import Learn, Lora, Memory
 from loophil.errors import ConfigError, LearningError
 from loophil.lessons import lessons_of
+from loophil.memory import Gauge, Room
 from loophil.objectives import OBJECTIVES, forward_process
 from loophil.policy import LEARNER, PUBLISHED, Policy
 from loophil.sampler import Sampler
@@ -34,9 +35,9 @@ FORWARD_PROCESS = "loophil.trainer.forward_process"
 class Bench:
     """A policy with its sampler and trainer. `start`: seed of the weights that it starts from, published; 0 = those of version 0."""
 
-    def __init__(self, *, start: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0, **learn: Any) -> None:
+    def __init__(self, *, start: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0, memory: Memory | None = None, **learn: Any) -> None:
         pipeline = tiny_pipeline(prediction_type="v_prediction")
-        self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), Lora(rank=4, alpha=8))
+        self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), Lora(rank=4, alpha=8), memory=memory)
         if start:
             generator = torch.Generator().manual_seed(start)
             self.policy.load_weights({key: 0.1 * torch.randn(w.shape, generator=generator) for key, w in self.policy.weights().items()}, 1)
@@ -545,6 +546,114 @@ def test_running_out_of_memory_leaves_everything_as_it_was(monkeypatch: pytest.M
     with pytest.raises(torch.OutOfMemoryError):
         bench.train(example)
     assert equal(bench.state(), before)
+
+
+class Small:
+    """A device on which a backward pass of more than `most` images runs out of memory, as torch says it or as a CPU does."""
+
+    def __init__(self, bench: Bench, most: int, patch: pytest.MonkeyPatch, error: Exception) -> None:
+        self.sizes: list[int] = []
+        predict = bench.policy.predict
+
+        def predicting(latents: torch.Tensor, *args: Any) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                self.sizes.append(len(latents))
+                if len(latents) > most:
+                    raise error
+            return predict(latents, *args)
+
+        patch.setattr(bench.policy, "predict", predicting)
+
+
+NO_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["GPU", "CPU"])
+@pytest.mark.parametrize(("most", "size"), [(3, 2), (1, 1)])
+def test_where_memory_runs_out_the_update_begins_again_with_smaller_micro_batches(
+    most: int, size: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs: dict[str, Any] = {**BOTH, "seed": 5}
+    small, exact = Bench(micro_batch=size, **knobs), Bench(micro_batch=size, **knobs)
+    for bench in (small, exact):  # a past, so that optimizers and noise have something to go back to
+        bench.train(bench.example([1, -1]))
+    small.trainer.adjust(small.trainer.learn.model_copy(update={"micro_batch": 8}))
+    device = Small(small, most, monkeypatch, error)
+    said = list(small.trainer.update([small.example([2, 0.5, -2, -0.5])]))
+    exact.train(exact.example([2, 0.5, -2, -0.5]))
+    assert small.trainer.room.size == size
+    assert equal(small.state(), exact.state())  # weights, optimizers: as if it had been the size from the start
+    assert torch.equal(small.trainer.rng.get_state(), exact.trainer.rng.get_state())
+    assert device.sizes[0] == 8
+    images = "1 image" if size == 1 else f"{size} images"
+    assert said[-1][2:] == (f"{images} at a time since memory ran out",)
+
+
+def test_memory_that_runs_out_in_the_forward_process_undoes_the_trajectory_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, exact = (Bench(micro_batch=size, seed=5, **{**BOTH, "forward_batch": 8}) for size in (8, 4))
+    device = Small(small, 4, monkeypatch, NO_MEMORY[0])
+    small.train(small.example([1, 0]))  # 3 transitions, then 8 noised images, more than 4 at once
+    exact.train(exact.example([1, 0]))
+    assert equal(small.state(), exact.state())
+    assert device.sizes == [3, 8, 3, 4, 4]
+
+
+def test_a_size_that_was_found_out_holds_until_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(micro_batch=8, **BOTH)
+    device = Small(bench, 2, monkeypatch, NO_MEMORY[0])
+    bench.train(bench.example())
+    tried = len(device.sizes)
+    bench.train(bench.example())
+    assert max(device.sizes[tried:]) == 2
+    bench.trainer.adjust(bench.trainer.learn.model_copy(update={"beta": 1.0}))
+    assert bench.trainer.room.size == 2
+    bench.trainer.adjust(bench.trainer.learn.model_copy(update={"micro_batch": 4}))
+    assert bench.trainer.room.size == 4
+
+
+def test_the_last_thing_tried_is_to_recompute_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(micro_batch=2, **BOTH)
+    example, before = bench.example(), bench.state()
+    Small(bench, 0, monkeypatch, NO_MEMORY[0])
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.train(example)
+    assert (bench.trainer.room.size, bench.policy.checkpointing) == (1, True)
+    assert equal(bench.state(), before)
+
+
+def test_the_default_on_a_cpu_is_eight() -> None:
+    one, two = Bench(seed=5, **BOTH), Bench(seed=5, micro_batch=8, **BOTH)
+    for bench in (one, two):
+        bench.train(bench.example())
+    assert Learn().micro_batch == 0
+    assert equal(one.state(), two.state())
+
+
+def test_on_a_gpu_the_first_update_measures_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(**BOTH)
+    example = bench.example()
+    bench.trainer.room = Room(0, gauge := Mock(spec=Gauge, free=lambda: 1000))
+    gauge.peak = Mock(side_effect=lambda work: work() or 280)  # three fit, and with activations recomputed still three
+    device = Small(bench, 99, monkeypatch, NO_MEMORY[0])
+    bench.train(example)
+    bench.train(example)
+    assert device.sizes[:2] == [1, 1]  # the rehearsals
+    assert (max(device.sizes), gauge.peak.call_count, bench.policy.checkpointing) == (3, 2, True)
+
+
+def test_recomputed_activations_teach_the_same_to_the_last_bit() -> None:
+    plain, recomputed = (Bench(memory=Memory(checkpointing=choice), base_kl=0.5, **BOTH) for choice in ("off", "on"))
+    for bench in (plain, recomputed):
+        bench.train(bench.example())
+    assert equal(plain.state(), recomputed.state())
+
+
+def test_the_first_compiled_update_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(micro_batch=64, **PURE)
+    bench.policy.memory = Memory(compile=True)
+    trainer = Trainer(bench.policy, bench.trainer.schedule, bench.trainer.learn)
+    words = "compiling the model: the first update is slow"
+    assert [list(trainer.update([bench.example()])) for _ in range(2)] == [[(0, 1, words), (1, 1)], [(1, 1)]]
 
 
 def test_an_update_that_is_closed_half_way_has_published_nothing_and_can_be_discarded() -> None:

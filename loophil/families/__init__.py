@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from loophil.errors import ConfigError
-from loophil.families.base import Embeddings, Family, Words, expand, join
+from loophil.families.base import Embeddings, Family, Words, expand, join, placed
 from loophil.families.flux import Flux
 from loophil.families.sd3 import SD3
 from loophil.families.sdxl import SDXL
 from loophil.families.stable_diffusion import StableDiffusion
 
-__all__ = ["FAMILIES", "Embeddings", "Family", "Words", "expand", "family_of", "family_type", "join"]
+__all__ = ["FAMILIES", "Embeddings", "Family", "Words", "expand", "family_of", "family_type", "join", "placed"]
 
 FAMILIES: dict[str, type[Family]] = {
     "FluxPipeline": Flux,
@@ -38,6 +40,6 @@ def family_type(pipeline_class: str) -> type[Family]:
     return FAMILIES[pipeline_class]
 
 
-def family_of(pipeline: Any, size: int = 0) -> Family:
+def family_of(pipeline: Any, size: int = 0, device: torch.device | None = None) -> Family:
     """The family of a pipeline, set up for pictures of `size` pixels, 0 = the model's own. ConfigError as `family_type` and `Family` say."""
-    return family_type(type(pipeline).__name__)(pipeline, size)
+    return family_type(type(pipeline).__name__)(pipeline, size, device)

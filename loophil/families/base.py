@@ -29,6 +29,16 @@ class Embeddings(NamedTuple):
         """The text encoder's, in which the stock pipelines draw their first noise."""
         return self.positive["encoder_hidden_states"].dtype
 
+    def to(self, device: torch.device) -> Embeddings:
+        """The same on a device; where the halves are one, they stay one."""
+        positive = placed(self.positive, device)
+        return Embeddings(positive, positive if self.negative is self.positive else placed(self.negative, device))
+
+
+def placed(words: Words, device: torch.device) -> Words:
+    """The same words on a device."""
+    return {name: tensor.to(device) for name, tensor in words.items()}
+
 
 def expand(words: Words, n: int) -> Words:
     """One prompt's words (1, ...) for n images; those of n prompts stay as they are."""
@@ -56,8 +66,10 @@ class Family(ABC):
     half: ClassVar[torch.dtype] = torch.float16
     without: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, pipeline: Any, size: int = 0) -> None:
+    def __init__(self, pipeline: Any, size: int = 0, device: torch.device | None = None) -> None:
+        """device: where the denoiser works, which is not where it lies if it is offloaded; None = where it lies."""
         self.pipeline = pipeline
+        self.device: torch.device = device or self.denoiser.device
         self.latent_shape = self._latent_shape(size)
         self.dtype: torch.dtype = self.denoiser.dtype  # once: diffusers looks for it in the whole network
 
@@ -65,6 +77,12 @@ class Family(ABC):
     def denoiser(self) -> Any:
         """The network that is tuned."""
         return getattr(self.pipeline, self.component)
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        """Those that it was loaded with, in order."""
+        parts = sorted(self.pipeline.components.items())
+        return [part for name, part in parts if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)]
 
     @property
     @abstractmethod
@@ -79,7 +97,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
-        """Both halves, each of one prompt, as the stock pipeline encodes them."""
+        """Both halves, each of one prompt, as the stock pipeline encodes them, where the text encoders are."""
 
     @abstractmethod
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
@@ -95,6 +113,7 @@ class Family(ABC):
         `embeddings` are of one prompt or of B; timestep () or (B,). guidance_scale 1 means no guidance, no second half.
         """
         n = len(latents)
+        embeddings = embeddings.to(self.device)
         positive = expand(embeddings.positive, n)
         latents = latents.to(self.dtype)
         if guidance_scale <= 1:

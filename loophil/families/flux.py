@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from loophil.families.base import Embeddings, Family, Words, expand
+from loophil.families.base import Embeddings, Family, Words, expand, placed
 
 PATCH = 2  # latents are packed two by two
 OWN_SIDE = 128  # of the latents that the stock pipeline draws, which no config says
@@ -37,19 +37,19 @@ class Flux(Family):
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
         """One half; schnell was made for half as many tokens as dev."""
         length = 512 if self.denoiser.config.guidance_embeds else 256
-        words, pooled, _ = self.pipeline.encode_prompt(prompt, None, device=self.denoiser.device, max_sequence_length=length)
+        words, pooled, _ = self.pipeline.encode_prompt(prompt, None, device=self.text_encoders[0].device, max_sequence_length=length)
         half = {"encoder_hidden_states": words, "pooled_projections": pooled}
         return Embeddings(half, half)
 
     def unguided(self, embeddings: Embeddings, guidance_scale: float) -> Words:
         """dev is told its guidance as it is told the prompt, so it learns at the one it draws with."""
-        guidance = torch.full([1], guidance_scale, device=self.denoiser.device)
+        guidance = torch.full([1], guidance_scale, device=self.device)
         return {**embeddings.positive, "guidance": guidance} if self.denoiser.config.guidance_embeds else embeddings.positive
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
         """One call, whatever the guidance: that of the words where they say one, else `guidance_scale`."""
         words = embeddings.positive if "guidance" in embeddings.positive else self.unguided(embeddings, guidance_scale)
-        return self.denoise(latents.to(self.dtype), timestep, expand(words, len(latents)))
+        return self.denoise(latents.to(self.dtype), timestep, expand(placed(words, self.device), len(latents)))
 
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
         """One call of the transformer, which wants t itself, and to know where in the picture each token is."""

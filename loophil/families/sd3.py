@@ -27,7 +27,7 @@ class SD3(Family):
 
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
         """Every encoder is told the same prompt."""
-        device = self.denoiser.device
+        device = self.text_encoders[0].device
         found = self.pipeline.encode_prompt(prompt, None, None, device=device, negative_prompt=negative_prompt)
         positive, negative, pooled, negative_pooled = found
         return Embeddings(

@@ -16,8 +16,8 @@ class SDXL(Family):
     component = "unet"
     architecture = "stable-diffusion-xl-v1-base"
 
-    def __init__(self, pipeline: Any, size: int = 0) -> None:
-        super().__init__(pipeline, size)
+    def __init__(self, pipeline: Any, size: int = 0, device: torch.device | None = None) -> None:
+        super().__init__(pipeline, size, device)
         vae = pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)  # it overflows in half precision; the stock pipeline moves it to and fro
@@ -29,7 +29,7 @@ class SDXL(Family):
 
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
         """Without a negative prompt its half is zeros, or that of an empty prompt, as the pipeline's config says."""
-        device = self.denoiser.device
+        device = self.text_encoders[0].device
         found = self.pipeline.encode_prompt(prompt, device=device, num_images_per_prompt=1, negative_prompt=negative_prompt or None)
         positive, negative, pooled, negative_pooled = found
         height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])

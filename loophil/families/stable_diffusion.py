@@ -26,7 +26,7 @@ class StableDiffusion(Family):
 
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
         """encoder_hidden_states (1, L, W)."""
-        halves = self.pipeline.encode_prompt(prompt, self.denoiser.device, 1, True, negative_prompt=negative_prompt)[:2]
+        halves = self.pipeline.encode_prompt(prompt, self.text_encoders[0].device, 1, True, negative_prompt=negative_prompt)[:2]
         positive, negative = ({"encoder_hidden_states": half} for half in halves)
         return Embeddings(positive, negative)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from loophil.scheduler.ddim import BETAS, DDIM, DEFAULTS, PREDICTION_TYPES, SPACINGS
 from loophil.scheduler.flow import FlowMatching
-from loophil.scheduler.step import Schedule, randn, step_with_log_prob, trainable
+from loophil.scheduler.step import Schedule, randn, step_with_log_prob, stratified, trainable
 
 __all__ = [
     "BETAS",
@@ -30,6 +30,7 @@ __all__ = [
     "randn",
     "schedule_of",
     "step_with_log_prob",
+    "stratified",
     "trainable",
 ]
 

@@ -102,3 +102,9 @@ def randn(shape: torch.Size | tuple[int, ...], generator: Generator | list[Gener
 def per_image(coefficient: Tensor, latents: Tensor) -> Tensor:
     """(B,) or () -> (B, 1, 1, 1) or (1, 1, 1, 1) on the latents' device, to multiply them."""
     return coefficient.to(latents.device).reshape(-1, *[1] * (latents.ndim - 1))
+
+
+def stratified(n: int, steps: int, fraction: float, rng: Generator) -> Tensor:
+    """(n,) timesteps, one from each of n equal parts of the last `fraction` of 0..steps-1, in random order: every step sees all noise levels."""
+    spots = 1 - fraction * (torch.arange(n) + torch.rand(n, generator=rng)) / n
+    return (spots * steps).long().clamp(0, steps - 1)[torch.randperm(n, generator=rng)]

@@ -1,0 +1,137 @@
+"""What a model costs on this device: peak memory, seconds and image-steps, and the share of what the device's matrix products reach.
+
+MODEL is `embedded`, a folder, a Hub id, or one of sd15, sdxl, sd35-medium, flux-dev: these are built here with random weights in the published
+sizes, so nothing is downloaded; their text encoders are left out, and prompts are random numbers. Peak memory is that of the device on a GPU, and
+that of the process elsewhere. A floating-point operation is counted as torch's FlopCounterMode does, for one denoiser call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.random_models import PUBLISHED, random_pipeline
+from loophil.build import EMBEDDED
+from loophil.config import Settings
+from loophil.families import Embeddings
+from loophil.policy import LEARNER, Policy, choose_device, load_pipeline
+from loophil.sampler import Sampler
+from loophil.scheduler import schedule_of
+from loophil.trainer import Trainer
+from loophil.types import DrawSettings, Group, Lesson
+
+SQUARE = 4096  # rows and columns of the matrices that the device is measured with; a quarter of it on a CPU
+
+
+def run(model: str, argv: list[str]) -> int:
+    """Prints one line per figure."""
+    parser = argparse.ArgumentParser(prog="python -m bench model MODEL", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    given, knobs = parser.parse_known_args(argv)
+    settings = Settings.read(knobs)
+    device = choose_device(settings.device)
+    policy, embeddings = _loaded(model, settings, device)
+    policy.encode_prompt = lambda *prompts: embeddings or Policy.encode_prompt(policy, *prompts)  # type: ignore[method-assign]
+    schedule = schedule_of(policy.family.noise)
+    sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction)
+    trainer = Trainer(policy, schedule, settings.learn, seed=0)
+    draw, k = DrawSettings.of(settings.draw), settings.draw.num_images_per_prompt
+    seeds = tuple(range(k))
+
+    drawing = sampler.draw("a red circle", draw, seeds)  # warms up, too
+    lesson = Lesson(Group("bench", drawing.prompt, draw, 0, ()), np.linspace(-1.5, 1.5, k), {"human:bench": 1.0}, 0)
+    example = trainer.example(lesson, drawing.trajectory)
+    drawn, drawing_peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
+    trained, training_peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
+
+    most, flops = _matrix_rate(policy.dtype, device), _flops(policy, draw, k)
+    steps = k * draw.num_inference_steps
+    rate = flops * draw.num_inference_steps / drawn
+    print(f"{model} on {_name(device)}, {str(policy.dtype).removeprefix('torch.')}, k = {k}, {draw.num_inference_steps} steps")
+    print(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}")
+    print(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {drawing_peak / 1e9:.2f} GB")
+    print(
+        f"update on it: {trained:.2f} s; peak {training_peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}"
+    )
+    print(f"one denoiser call: {flops / 1e9:.1f} GFLOP; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}")
+    return 0
+
+
+def _loaded(model: str, settings: Settings, device: torch.device) -> tuple[Policy, Embeddings | None]:
+    """The policy, and its prompt's embeddings where the model has no text encoders."""
+    words = None
+    if model in PUBLISHED:
+        half = device.type == "cuda"
+        pipeline, words = random_pipeline(model, half=half)
+    else:
+        pipeline = load_pipeline(str(EMBEDDED) if model == "embedded" else model, settings.revision, device)
+    policy = Policy(pipeline, settings.lora, size=settings.draw.size, device=device, memory=settings.memory)
+    return policy, None if words is None else Embeddings(words, words).to(device)
+
+
+def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, int]:
+    """(median seconds, peak bytes) of it, after one that does not count."""
+    work()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    taken = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        work()
+        _wait(device)
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken), _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes that were in use: on the GPU, or of the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of a large matrix product, the best of five."""
+    side = SQUARE if device.type == "cuda" else SQUARE // 4
+    one, other = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        began = time.monotonic()
+        for _ in range(4):
+            one @ other
+        _wait(device)
+        best = min(best, time.monotonic() - began)
+    return 4 * 2 * side**3 / best
+
+
+@torch.no_grad()
+def _flops(policy: Policy, draw: DrawSettings, k: int) -> int:
+    """Of one call of the denoiser for a group, guidance included."""
+    latents = torch.zeros(k, *policy.latent_shape, dtype=policy.dtype, device=policy.device)
+    embeddings = policy.encode_prompt("a red circle", "")
+    with FlopCounterMode(display=False) as counter, policy.acting(LEARNER):
+        policy.predict(latents, torch.tensor(500, device=policy.device), embeddings, draw.guidance_scale)
+    counted: int = counter.get_total_flops()
+    return counted
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({torch.get_num_threads()} threads)"
