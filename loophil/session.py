@@ -230,10 +230,8 @@ class Session:
         self._store.note(SET_ON_PAGE, {**self._store.noted(SET_ON_PAGE, {}), **changes})
         return settings
 
-    def retry(self, *, less_memory: bool = False) -> None:
-        """Tries again what has failed; with less memory, in micro-batches of half the size, which learn the same."""
-        if less_memory:
-            self.adjust({"learn.micro_batch": max(1, self.settings.learn.micro_batch // 2)})
+    def retry(self) -> None:
+        """Tries again what has failed."""
         self._loop.retry()
 
     def rollback(self, version: int) -> Status:

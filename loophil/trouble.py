@@ -7,7 +7,7 @@ from typing import Any
 
 from loophil.errors import ConfigError, LearningError
 from loophil.jobs import DRAWING, LOADING, UPDATING
-from loophil.types import GO_ON, LESS_MEMORY, RETRY
+from loophil.types import GO_ON, RETRY
 
 
 class Troubles:
@@ -23,8 +23,7 @@ class Troubles:
         """A job failed. torch's own class is known by its name: this module does without torch."""
         again = (RETRY,) if what in (LOADING, DRAWING, UPDATING) else ()
         if type(error).__name__ == "OutOfMemoryError":
-            smaller = (LESS_MEMORY, *again) if what == UPDATING else again
-            said = f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less.", smaller
+            said = f"The GPU ran out of memory while {what}. Nothing is lost. A smaller --draw.size or --memory.offload group needs less.", again
         else:
             sentence = str(error) or type(error).__name__
             said = sentence if isinstance(error, LearningError | ConfigError) else f"{what.capitalize()} failed: {sentence}", again

@@ -266,7 +266,7 @@ class Version:
     sha256: str
 
 
-RETRY, LESS_MEMORY, GO_ON = "retry", "less memory", "go on"
+RETRY, GO_ON = "retry", "go on"
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Status:
 
     raters    people whose pages ask for groups just now
     memory    (bytes in use, bytes in all) of the GPU, None without one
-    remedies  what may help against `last_error`: RETRY, LESS_MEMORY, or GO_ON with automatic rounds that an alarm has stopped
+    remedies  what may help against `last_error`: RETRY, or GO_ON with automatic rounds that an alarm has stopped
     note      what should be known of this model, e.g. that it leaves no noise for trajectories to learn from
     """
 

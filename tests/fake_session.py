@@ -79,7 +79,7 @@ class FakeSession:
             self.remedies: tuple[str, ...] = ()
             self.memory: tuple[int, int] | None = None
             self.raters = 1
-            self.retried: list[bool] = []
+            self.retried = 0
             self.fault: Exception | None = None
             self.scores: dict[str, tuple[float | None, ...]] = {}
             self.imported: list[tuple[str, bytes]] = []
@@ -341,8 +341,8 @@ class FakeSession:
         self.knobs = self.knobs.changed(changes)
         return self.knobs
 
-    def retry(self, *, less_memory: bool = False) -> None:
-        self.retried.append(less_memory)
+    def retry(self) -> None:
+        self.retried += 1
         self.last_error, self.remedies = None, ()
 
     def pause(self) -> Status:

@@ -21,7 +21,7 @@ from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.loop import MOST_OWED, Loop
 from loophil.session import Session
-from loophil.types import GO_ON, LESS_MEMORY, RETRY, Act, Group, Lesson
+from loophil.types import GO_ON, RETRY, Act, Group, Lesson
 from loophil.understanding import FEWEST
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
 
@@ -523,8 +523,8 @@ def test_memory_that_ran_out_is_said_with_what_helps(staged: Staged) -> None:
     stage.rate(stage.next())
     stage.run()
     said = stage.session.status()
-    assert said.last_error == "The GPU ran out of memory while updating. Nothing is lost. A smaller --learn.micro-batch or --draw.size needs less."
-    assert (said.remedies, said.policy_version) == ((LESS_MEMORY, RETRY), 0)
+    assert said.last_error == "The GPU ran out of memory while updating. Nothing is lost. A smaller --draw.size or --memory.offload group needs less."
+    assert (said.remedies, said.policy_version) == ((RETRY,), 0)
     stage.loop.adjust(stage.session.settings.changed({"learn.micro_batch": 4}))
     stage.run()
     assert stage.session.status().policy_version == 0  # other knobs alone are no reason to try what failed

@@ -155,9 +155,9 @@ class Board(Handlers):
 
     @answering
     def mend(self, request: gr.Request, event: gr.EventData) -> Answer:
-        """Try again what has failed, with less memory if asked to."""
+        """Try again what has failed."""
         self.access.teacher(request)
-        self.session.retry(less_memory=bool(sent_with(event).get("less_memory")))
+        self.session.retry()
         return self.bar(request)
 
 

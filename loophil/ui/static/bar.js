@@ -42,7 +42,6 @@ function paint() {
 function fail(sentence, remedies) {
   say('.error', sentence || '');
   show('.failure', Boolean(sentence));
-  show('.less', remedies.includes('less memory'));
   show('.again', remedies.includes('retry'));
   show('.go-on', remedies.includes('go on'));
 }
@@ -53,7 +52,6 @@ function worker() {
   return status.paused ? `Paused. ${plain}` : plain;
 }
 
-find('.less').addEventListener('click', () => trigger('mend', { less_memory: true }));
 find('.again').addEventListener('click', () => trigger('mend', {}));
 find('.go-on').addEventListener('click', () => trigger('mend', {}));
 find('.pause').addEventListener('click', () => trigger('hold', { pause: !status.paused }));
