@@ -1,4 +1,4 @@
-"""The policy: a frozen base pipeline with two LoRA adapters, `learner` (being trained) and `published` (draws).
+"""The policy: a frozen base pipeline with its LoRA adapters: `learner` (being trained), `published` (draws), and `origin` where one was brought.
 
 It predicts, encodes prompts, decodes latents, and moves weights in and out. It knows no scheduler step, no reward and no
 rating. Everything here runs in the worker thread, the only owner of the device.
@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from loophil.config import Lora
+from loophil.config import ALPHA, RANK, Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of, family_type
+from loophil.lora_file import LoraFile
+from loophil.lora_fit import fit
 
-LEARNER, PUBLISHED, BASE = "learner", "published", "base"
+LEARNER, PUBLISHED, ORIGIN, BASE = "learner", "published", "origin", "base"
 CACHED_PROMPTS = 256
 
 
@@ -79,13 +81,16 @@ class Policy:
     pipeline    a diffusers text-to-image pipeline on its device; its weights are frozen here
     lora        rank, alpha and target modules of both adapters
     version     number of the published weights; 0 = the base
+    reference   whom the learner is held to: the base, or the origin, see `refer`
     size        width and height of the pictures in pixels, 0 = what the model was made for; ConfigError where it does not fit the latents
     """
 
     def __init__(self, pipeline: Any, lora: Lora, *, seed: int = 0, size: int = 0) -> None:
         self.pipeline = pipeline
         self.lora = lora
+        self.rank, self.alpha = lora.rank or RANK, lora.alpha or ALPHA
         self.version = 0
+        self.reference = BASE
         self.family = family_of(pipeline, size)
         self.denoiser: Any = self.family.denoiser
         self.latent_shape = self.family.latent_shape
@@ -94,29 +99,30 @@ class Policy:
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
-        self._add_adapters(seed)
+        self._modules = [name for name, _ in self.denoiser.named_modules()]
+        self._add_adapters((PUBLISHED, LEARNER), seed)
+        self._copy(self._adapter(LEARNER), PUBLISHED)
         self._layers = [module for module in self.denoiser.modules() if isinstance(module, BaseTunerLayer)]
         self._initial = self.weights(PUBLISHED)
         self._learned = [parameter for _, parameter in sorted(self._adapter(LEARNER).items())]
         self._active = ""
         self._activate(PUBLISHED)
 
-    def _add_adapters(self, seed: int) -> None:
-        """Both adapters with the same weights, float32; lora_B is 0, so that they change nothing yet."""
-        config = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=self.targets, init_lora_weights=True)
+    def _add_adapters(self, names: Sequence[str], seed: int = 0) -> None:
+        """Adapters in float32; lora_B is 0, so that they change nothing yet."""
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, init_lora_weights=True)
         with _seeded(seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
             try:
-                for name in (PUBLISHED, LEARNER):
+                for name in names:
                     self.denoiser.add_adapter(config, adapter_name=name)
             except ValueError as error:  # peft: no module has such a name, or it is of a kind that takes no LoRA
                 own = ",".join(self.family.targets)
                 raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {own}.") from error
         self.denoiser.eval()  # peft adds its layers in training mode
-        for name in (PUBLISHED, LEARNER):
+        for name in names:
             for parameter in self._adapter(name).values():
                 parameter.data = parameter.data.float()
-        self._copy(self._adapter(LEARNER), PUBLISHED)
 
     @property
     def targets(self) -> list[str]:
@@ -136,7 +142,7 @@ class Policy:
 
     @contextlib.contextmanager
     def acting(self, who: str) -> Iterator[None]:
-        """Within the block the denoiser is `learner`, `published` or `base`; afterwards what it was before."""
+        """Within the block the denoiser is `learner`, `published`, `origin` or `base`; afterwards what it was before."""
         before = self._active
         self._activate(who)
         try:
@@ -228,6 +234,24 @@ class Policy:
     def discard(self) -> None:
         """The learner goes back to the published weights: an update was thrown away."""
         self.train_from(self._adapter(PUBLISHED))
+
+    def take(self, lora: LoraFile) -> dict[str, torch.Tensor]:
+        """The weights of a LoRA that somebody brings, as `weights` has them; ConfigError unless they fit exactly."""
+        layers = {key: tuple(value.shape) for key, value in self._adapter(LEARNER).items()}
+        return {key: torch.from_numpy(array) for key, array in fit(lora, self.family.component, layers, self._modules).items()}
+
+    def begin_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """These weights are the origin: the LoRA that the run goes on tuning. Who draws and who learns stays."""
+        before = self._active
+        if not self._adapter(ORIGIN):
+            self._add_adapters([ORIGIN])
+        self._copy(weights, ORIGIN)
+        self._active = ""  # peft has made the new one active
+        self._activate(before)
+
+    def refer(self, to_origin: bool) -> None:
+        """The reference is the origin, if there is one and it is asked for, else the base."""
+        self.reference = ORIGIN if to_origin and self._adapter(ORIGIN) else BASE
 
     def write(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
         """Keeps an adapter's weights as safetensors."""

@@ -118,8 +118,8 @@ def adapter_of(policy: Policy) -> Adapter:
     """What is published, ready to be exported."""
     return Adapter(
         weights=policy.weights(),
-        rank=LORA.rank,
-        alpha=LORA.alpha,
+        rank=policy.rank,
+        alpha=policy.alpha,
         targets=tuple(policy.targets),
         base_model="some-org/tiny",
         revision=None,
