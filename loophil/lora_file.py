@@ -49,8 +49,8 @@ OTHER_METHODS = {
     "lora_mid": "LoCon with a Tucker core",
     "oft_": "OFT",
     "ia3_": "IA3",
-    ".diff": "a difference of whole weights",
-    "lora_B.bias": "a LoRA with biases",
+    r"\.diff(_b)?$": "a difference of whole weights",
+    r"lora_B\.bias": "a LoRA with biases",
     "lora_embedding_": "a LoRA of embeddings",
 }
 # What a LoraConfig must say, if anything, for the weights alone to be the whole LoRA.
@@ -119,21 +119,21 @@ def _open(path: Path) -> tuple[bytes, bytes | None]:
     if not path.is_file():
         raise _Refused("it is neither a file nor a folder.")
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == b"PK\x03\x04":
+        magic = file.read(9)
+    if magic.startswith(b"PK\x03\x04"):
         return _unzip(path)
-    if path.suffix.lower() in PICKLES or magic[:1] == b"\x80":
+    if path.suffix.lower() in PICKLES or (magic[:1] == b"\x80" and magic[8:] != b"{"):
         raise _Refused(_pickle(path.name))
     beside = path.with_name(CONFIG)
     return _bounded(path, MOST_BYTES), _bounded(beside, MOST_HEADER) if beside.is_file() else None
 
 
 def _bounded(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+    size = path.stat().st_size
+    if size > most:
         raise _Refused(f"{path.name} is larger than {most >> 20} MB, which no LoRA is.")
-    return content
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def _pickle(name: str) -> str:
@@ -341,7 +341,7 @@ def _parse(key: str) -> tuple[str, str, str]:
     if TEXT_ENCODER.match(key):
         raise _Refused(f"{key!r} is of a text encoder, which LoopHIL does not tune: save the LoRA of the UNet or transformer alone.")
     for mark, method in OTHER_METHODS.items():
-        if mark in key:
+        if re.search(mark, key):
             raise _Refused(f"{key!r} is of {method}, and LoopHIL tunes plain LoRAs alone.")
     if match := PROCESSOR.fullmatch(key):
         name = "to_out.0" if match["name"] == "to_out" else match["name"]

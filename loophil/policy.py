@@ -12,24 +12,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
+from httpx import HTTPError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from loophil.config import ALPHA, RANK, Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of, family_type
+from loophil.hub import why
 from loophil.lora_file import LoraFile
 from loophil.lora_fit import fit
 
 LEARNER, PUBLISHED, ORIGIN, BASE = "learner", "published", "origin", "base"
 CACHED_PROMPTS = 256
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# What a checkpoint's keys hold, and the pipeline that it is of.
+CHECKPOINTS = {
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
+    "cond_stage_model.": "StableDiffusionPipeline",
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -54,25 +67,68 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
     """The base pipeline, safetensors only; half precision on a GPU, float32 elsewhere. ConfigError says what went wrong.
 
-    A kind of pipeline that is not supported is refused before its weights are read.
+    model: a folder in diffusers' format, a Hub id, or one .safetensors with everything in it. A kind that is not supported is refused before its
+    weights are read.
     """
+    if model.endswith(PICKLES):
+        raise ConfigError(f"The model '{model}' is a pickle, which can run programs: give it as .safetensors, or as a folder in diffusers' format.")
     for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
         logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
-            family = family_type(DiffusionPipeline.load_config(model, revision=revision)["_class_name"])
-        dtype = family.half if device.type == "cuda" else torch.float32
-        left_out = dict.fromkeys(family.without)
-        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, **left_out)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
+        pipeline = _from_single_file(Path(model), device) if model.endswith(".safetensors") else _from_folder(model, revision, device)
+    except (OSError, ValueError, SafetensorError, HTTPError, EntryNotFoundError) as error:
+        raise ConfigError(f"The model '{model}' cannot be loaded: {why(error, model, revision)}") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(memory_format=torch.channels_last)  # convolutions are an eighth faster so
     return pipeline.to(device)
+
+
+def _from_folder(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
+    """A pipeline of a folder, or of the Hub."""
+    kind = _kind_of(model, revision)
+    return DiffusionPipeline.from_pretrained(model, revision=revision, use_safetensors=True, **_wanted(kind, device))
+
+
+def _from_single_file(file: Path, device: torch.device) -> DiffusionPipeline:
+    """A pipeline of one checkpoint. Its configs lie in a folder beside it, of its name or its own; else they are the Hub's for what its keys say."""
+    with safe_open(file, framework="pt") as content:
+        keys = content.keys()
+    beside = next((folder for folder in (file.with_suffix(""), file.parent) if (folder / "model_index.json").is_file()), None)
+    kind = _kind_of(str(beside)) if beside else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
+    if not kind:
+        raise ConfigError(f"'{file}' is no checkpoint of a whole model that can be tuned (Stable Diffusion, SDXL, SD3, FLUX).")
+    wanted = _wanted(kind, device)
+    try:
+        given = {"config": str(beside), "local_files_only": True} if beside else {}
+        pipeline: DiffusionPipeline = getattr(diffusers, kind).from_single_file(str(file), **given, **wanted)
+    except (LocalEntryNotFoundError, HTTPError, OfflineModeIsEnabled) as error:
+        beside = file.with_suffix("")
+        raise ConfigError(
+            f"The configs of '{file}' are not here, and the Hub cannot be reached: put the model's folder, without weights, at {beside}."
+        ) from error
+    except SingleFileComponentError as error:
+        raise ConfigError(
+            f"'{file}' is no whole model: {error.message.splitlines()[0]} Give a checkpoint with everything in it, or a folder."
+        ) from error
+    empty = [name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module) and any(p.is_meta for p in part.parameters())]
+    if empty:
+        raise ConfigError(f"'{file}' has no weights for parts of {', '.join(empty)}: it is of another model than its configs, or damaged.")
+    return pipeline
+
+
+def _kind_of(model: str, revision: str | None = None) -> str:
+    """The class of a pipeline, by its config alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
+        return str(DiffusionPipeline.load_config(model, revision=revision)["_class_name"])
+
+
+def _wanted(kind: str, device: torch.device) -> dict[str, Any]:
+    """How a pipeline of this class is to be loaded; ConfigError for one that is not supported."""
+    family = family_type(kind)
+    return {"dtype": family.half if device.type == "cuda" else torch.float32, **dict.fromkeys(family.without)}
 
 
 class Policy:

@@ -27,7 +27,7 @@ BARE = {"lora_A.weight": A, "lora_B.weight": B}
 DIFFUSERS = {f"unet.{MODULE}.{end}": value for end, value in BARE.items()}
 PEFT = {f"base_model.model.{MODULE}.{end}": value for end, value in BARE.items()}
 FLAT = f"lora_unet_{MODULE.replace('.', '_')}"
-KOHYA = {f"{FLAT}.lora_down.weight": A, f"{FLAT}.lora_up.weight": B, f"{FLAT}.alpha": ALPHA}
+KOHYA: dict[str, Any] = {f"{FLAT}.lora_down.weight": A, f"{FLAT}.lora_up.weight": B, f"{FLAT}.alpha": ALPHA}
 CONFIG = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q"]}
 
 

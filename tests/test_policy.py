@@ -15,7 +15,8 @@ from loophil import policy as module
 from loophil.config import Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, join
-from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
+from loophil.lora_file import LoraFile
+from loophil.policy import BASE, LEARNER, ORIGIN, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
 from tests.tiny import WIDTH, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -307,6 +308,52 @@ def test_nothing_is_left_in_training_mode() -> None:
     policy = Policy(pipeline, LORA)
     assert not any(part.training for part in policy.denoiser.modules())
     assert {name.split(".")[-3] for name, p in policy.denoiser.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+# ---- a LoRA that was brought ----
+
+
+def test_the_origin_draws_what_was_brought_and_changes_nobody_else(policy: Policy) -> None:
+    theirs = other(policy.weights(), seed=3)
+    before = {who: predicted(policy, who) for who in (BASE, PUBLISHED, LEARNER)}
+    twin = Policy(tiny_pipeline(), LORA)
+    twin.load_weights(theirs, 1)
+    for _ in range(2):  # loading may be tried again
+        policy.begin_from(theirs)
+        assert torch.equal(predicted(policy, ORIGIN), predicted(twin, PUBLISHED))
+        assert all(torch.equal(predicted(policy, who), was) for who, was in before.items())
+    assert same(policy.weights(ORIGIN), theirs)
+    assert policy.version == 0
+
+
+def test_only_the_learner_learns_also_beside_an_origin(policy: Policy) -> None:
+    policy.begin_from(other(policy.weights()))
+    with torch.no_grad(), policy.acting(ORIGIN):
+        policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 1.0)
+    with policy.acting(LEARNER):
+        policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 1.0).square().mean().backward()
+    mine = set(map(id, policy.parameters()))
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+    assert [name for name, p in policy.denoiser.named_parameters() if p.grad is not None and id(p) not in mine] == []
+
+
+def test_the_reference_is_the_base_unless_there_is_an_origin_and_it_is_asked_for(policy: Policy) -> None:
+    said = [policy.reference]
+    for brought in (False, True):
+        if brought:
+            policy.begin_from(policy.weights())
+        for to_origin in (True, False):
+            policy.refer(to_origin)
+            said.append(policy.reference)
+    assert said == [BASE, BASE, BASE, ORIGIN, BASE]
+
+
+def test_a_lora_is_taken_by_the_names_of_the_adapter(policy: Policy) -> None:
+    weights = other(policy.weights())
+    flat = {key.partition(".lora_")[0].replace(".", "_") + ".lora_" + key.partition(".lora_")[2]: value.numpy() for key, value in weights.items()}
+    assert same(policy.take(LoraFile("mine.zip", flat, True, "unet", 4, 8.0, "")), weights)
+    with pytest.raises(ConfigError, match=r"The LoRA mine\.zip does not fit: this model has no"):
+        policy.take(LoraFile("mine.zip", {f"x.{key}": value for key, value in flat.items()}, True, "unet", 4, 8.0, ""))
 
 
 # ---- weights ----
