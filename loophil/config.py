@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
     )
 
-    model: str = Field("embedded", description="The base: 'embedded', a Hub id, or a folder in diffusers' format.")
+    model: str = Field("embedded", description="The base: 'embedded', a Hub id, a folder in diffusers' format, or one .safetensors checkpoint.")
     revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
     run: str | None = Field(None, pattern=RUN_NAME, description="Name of the run; empty = the one opened last, else 'first'.")

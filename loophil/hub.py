@@ -10,11 +10,13 @@ import os
 import re
 from collections.abc import Iterator
 
-import httpx
 from huggingface_hub import errors
 
 TOKEN = re.compile(r"hf_\w{8,}")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# What the Hub's client raises when nobody answers: httpx's, httpx2's or requests', by the release of huggingface_hub.
+HTTPError: type[Exception] = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+FAILURES = (OSError, ValueError, HTTPError, errors.EntryNotFoundError)
 GIVE = "Give a diffusers folder, a .safetensors checkpoint or a Hub id by --model."
 
 
@@ -35,13 +37,13 @@ def why(error: BaseException, model: str, revision: str | None = None) -> str:
         return "the Hub has no such model, or it is private. Check the name, or set HF_TOKEN to a token that may read it."
     if is_one(errors.OfflineModeIsEnabled):
         return "it was not downloaded yet, and HF_HUB_OFFLINE forbids it. Start once without HF_HUB_OFFLINE, or give a folder by --model."
-    if is_one(errors.LocalEntryNotFoundError, httpx.TransportError):
-        return "it was not downloaded yet, and the Hub cannot be reached. Check the network, or give a folder by --model."
-    if is_one(errors.EntryNotFoundError):
+    if any(isinstance(each, errors.EntryNotFoundError) and not isinstance(each, errors.LocalEntryNotFoundError) for each in chain):
         return f"a file of a diffusers pipeline in .safetensors is missing from it ({_first_line(error)}). {GIVE}"
-    for each in chain:
-        if isinstance(each, errors.HfHubHTTPError) and each.response is not None:
-            return f"the Hub answered {each.response.status_code}. Try again later; 401 and 403 mean that HF_TOKEN is not right."
+    if answers := [each.response.status_code for each in chain if isinstance(each, errors.HfHubHTTPError)]:
+        remedy = "Set HF_TOKEN to a token that may read it." if answers[0] in (401, 403) else "Try again later."
+        return f"the Hub answered {answers[0]}. {remedy}"
+    if is_one(errors.LocalEntryNotFoundError, HTTPError):
+        return "it was not downloaded yet, and the Hub cannot be reached. Check the network, or give a folder by --model."
     if is_one(errors.HFValidationError):
         return f"there is no such folder or file, and it is not a Hub id. {GIVE}"
     return f"{_first_line(error)} {GIVE}"

@@ -17,8 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
-from httpx import HTTPError
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
@@ -29,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from loophil.config import ALPHA, RANK, Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of, family_type
-from loophil.hub import why
+from loophil.hub import FAILURES, why
 from loophil.lora_file import LoraFile
 from loophil.lora_fit import fit
 
@@ -76,7 +75,7 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
         logging.disable_progress_bar()
     try:
         pipeline = _from_single_file(Path(model), device) if model.endswith(".safetensors") else _from_folder(model, revision, device)
-    except (OSError, ValueError, SafetensorError, HTTPError, EntryNotFoundError) as error:
+    except (*FAILURES, SafetensorError) as error:
         raise ConfigError(f"The model '{model}' cannot be loaded: {why(error, model, revision)}") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -103,18 +102,13 @@ def _from_single_file(file: Path, device: torch.device) -> DiffusionPipeline:
     try:
         given = {"config": str(beside), "local_files_only": True} if beside else {}
         pipeline: DiffusionPipeline = getattr(diffusers, kind).from_single_file(str(file), **given, **wanted)
-    except (LocalEntryNotFoundError, HTTPError, OfflineModeIsEnabled) as error:
-        beside = file.with_suffix("")
-        raise ConfigError(
-            f"The configs of '{file}' are not here, and the Hub cannot be reached: put the model's folder, without weights, at {beside}."
-        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        place = file.with_suffix("")
+        raise ConfigError(f"The configs of '{file}' are not here, and no Hub is reached: put its model's folder at {place}.") from error
     except SingleFileComponentError as error:
-        raise ConfigError(
-            f"'{file}' is no whole model: {error.message.splitlines()[0]} Give a checkpoint with everything in it, or a folder."
-        ) from error
-    empty = [name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module) and any(p.is_meta for p in part.parameters())]
-    if empty:
-        raise ConfigError(f"'{file}' has no weights for parts of {', '.join(empty)}: it is of another model than its configs, or damaged.")
+        raise ConfigError(f"'{file}' is no whole model: {error.message.splitlines()[0]} Give a checkpoint that is, or a folder.") from error
+    except NotImplementedError as error:  # of torch: some layers have got no weights
+        raise ConfigError(f"'{file}' has no weights for some layers: it is of another model than its configs, or damaged.") from error
     return pipeline
 
 

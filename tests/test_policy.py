@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from loophil import policy as module
 from loophil.config import Lora
@@ -17,7 +20,7 @@ from loophil.errors import ConfigError
 from loophil.families import Embeddings, join
 from loophil.lora_file import LoraFile
 from loophil.policy import BASE, LEARNER, ORIGIN, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
-from tests.tiny import WIDTH, tiny_pipeline
+from tests.tiny import WIDTH, single_file, tiny_pipeline
 
 CPU = torch.device("cpu")
 LORA = Lora(rank=4, alpha=8)
@@ -101,7 +104,7 @@ def test_a_folder_loads_to_the_same_model_in_float32(folder: Path, policy: Polic
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "no-such-organisation/no-such-model"])
 def test_a_model_that_is_nowhere_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match=rf"The model '{model}' cannot be loaded: .+ Give a diffusers folder or a Hub id by --model\."):
+    with pytest.raises(ConfigError, match=rf"The model '{model}' cannot be loaded: .+ [Gg]ive a .*folder.* by --model\."):
         load_pipeline(model, None, CPU)
 
 
@@ -124,6 +127,81 @@ def test_a_pickle_is_not_an_alternative_to_safetensors(spoiled: Path, part: str)
     weights.rename(spoiled / (f"{part}.bin" if part.startswith("unet") else "text_encoder/pytorch_model.bin"))
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_pipeline(str(spoiled), None, CPU)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """model.safetensors with the weights, and a folder of its name with the configs alone."""
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    for weights in (tmp_path / "model").rglob("*.safetensors"):
+        weights.unlink()
+    save_file(single_file(pipeline), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_single_file_loads_to_the_same_model_by_the_configs_beside_it(checkpoint: Path, beside: bool) -> None:
+    if not beside:  # in the folder itself
+        checkpoint = checkpoint.rename(checkpoint.parent / "model" / "weights.safetensors")
+    pipeline: Any = load_pipeline(str(checkpoint), None, CPU)
+    for part in ("unet", "vae", "text_encoder"):
+        assert same(getattr(pipeline, part).state_dict(), getattr(tiny_pipeline(), part).state_dict())
+    Policy(pipeline, LORA)
+
+
+def without(file: Path, *beginnings: str) -> Path:
+    """The checkpoint, less the weights whose names begin so."""
+    kept = {key: value for key, value in load_file(file).items() if not key.startswith(beginnings)}
+    save_file(kept, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("lacking", "sentence"),
+    [
+        ("model.diffusion_model.input_blocks.1", "has no weights for some layers: it is of another model than its configs, or damaged"),
+        ("cond_stage_model", "is no whole model: Failed to load CLIPTextModel"),
+    ],
+)
+def test_a_single_file_that_is_no_whole_model_is_refused(checkpoint: Path, lacking: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_pipeline(str(without(checkpoint, lacking)), None, CPU)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["cond_stage_model.x"], "StableDiffusionPipeline"),
+        (["conditioner.embedders.0.x", "conditioner.embedders.1.x"], "StableDiffusionXLPipeline"),
+        (["model.diffusion_model.joint_blocks.0.x"], "StableDiffusion3Pipeline"),
+        (["double_blocks.0.x"], "FluxPipeline"),
+    ],
+)
+def test_a_single_file_without_configs_is_of_the_kind_that_its_keys_say(
+    keys: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configs are the Hub's, which is not reached here."""
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "lone.safetensors")
+    monkeypatch.setattr(getattr(diffusers, kind), "from_single_file", asked := Mock(side_effect=LocalEntryNotFoundError("no network")))
+    with pytest.raises(ConfigError, match=r"The configs of '.*' are not here, and no Hub is reached: put its model's folder at .*lone\.$"):
+        load_pipeline(str(tmp_path / "lone.safetensors"), None, CPU)
+    assert asked.call_args.args == (str(tmp_path / "lone.safetensors"),)
+    assert "config" not in asked.call_args.kwargs
+
+
+def test_a_single_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
+    with pytest.raises(ConfigError, match="is no checkpoint of a whole model that can be tuned"):
+        load_pipeline(str(tmp_path / "vae.safetensors"), None, CPU)
+    with pytest.raises(ConfigError, match=r"none\.safetensors' cannot be loaded: No such file"):
+        load_pipeline(str(tmp_path / "none.safetensors"), None, CPU)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "pytorch_model.bin"])
+def test_a_pickled_checkpoint_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is a pickle, which can run programs: give it as \.safetensors"):
+        load_pipeline(name, None, CPU)
 
 
 def test_another_kind_of_pipeline_is_refused(tmp_path: Path) -> None:
