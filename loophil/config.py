@@ -241,7 +241,7 @@ class Settings(BaseSettings):
 
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays, --lora goes. What no longer fits is left out."""
-        fixed = ("run", "runs", "device", "host", "port", "public", "auth")
+        fixed = ("run", "runs", "device", "host", "port", "public", "auth", "lora.file")
         return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":

@@ -30,7 +30,7 @@ def test_a_lora_flag_without_a_file_is_refused() -> None:
 
 
 def test_another_run_does_not_begin_from_the_lora_of_the_start() -> None:
-    other = Settings.read(["--lora", "a.zip", "--lora.rank", "4"]).of_run("two", {"lora": {"rank": 8}})
+    other = Settings.read(["--lora", "a.zip", "--lora.rank", "4"]).of_run("two", {"lora": {"rank": 8, "file": "b.zip"}})
     assert (other.lora.file, other.lora.rank) == ("", 8)
 
 

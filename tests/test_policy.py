@@ -12,15 +12,16 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from loophil import policy as module
 from loophil.config import Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, join
-from loophil.lora_file import LoraFile
+from loophil.lora_file import LoraFile, read_lora
 from loophil.policy import BASE, LEARNER, ORIGIN, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
-from tests.tiny import WIDTH, single_file, tiny_pipeline
+from tests.tiny import WIDTH, single_file, tiny_pipeline, tiny_sdxl
 
 CPU = torch.device("cpu")
 LORA = Lora(rank=4, alpha=8)
@@ -432,6 +433,51 @@ def test_a_lora_is_taken_by_the_names_of_the_adapter(policy: Policy) -> None:
     assert same(policy.take(LoraFile("mine.zip", flat, True, "unet", 4, 8.0, "")), weights)
     with pytest.raises(ConfigError, match=r"The LoRA mine\.zip does not fit: this model has no"):
         policy.take(LoraFile("mine.zip", {f"x.{key}": value for key, value in flat.items()}, True, "unet", 4, 8.0, ""))
+
+
+def tuned(policy: Policy) -> dict[str, torch.Tensor]:
+    """Weights of another policy that are in its published adapter."""
+    weights = other(policy.weights(), seed=4)
+    policy.load_weights(weights, 1)
+    return weights
+
+
+def test_what_diffusers_itself_writes_is_taken(policy: Policy, tmp_path: Path) -> None:
+    twin = Policy(tiny_pipeline(), LORA)
+    weights = tuned(twin)
+    config = twin.denoiser.peft_config[PUBLISHED].to_dict()
+    type(twin.pipeline).save_lora_weights(tmp_path, unet_lora_layers=weights, unet_lora_adapter_metadata=config)
+    lora = read_lora(tmp_path)
+    assert (lora.rank, lora.alpha) == (4, 8)
+    assert same(policy.take(lora), weights)
+
+
+def test_what_peft_itself_writes_is_taken(policy: Policy, tmp_path: Path) -> None:
+    bare = get_peft_model(tiny_pipeline().unet, LoraConfig(r=4, lora_alpha=8, target_modules=list(policy.targets)))
+    for name, parameter in bare.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.5)
+    bare.save_pretrained(tmp_path, save_embedding_layers=False)
+    lora = read_lora(tmp_path)
+    assert (lora.rank, lora.alpha) == (4, 8)
+    assert same(policy.take(lora), {key: value.detach() for key, value in get_peft_model_state_dict(bare.base_model.model).items()})
+
+
+def test_stability_s_names_in_a_kohya_file_of_sdxl_mean_the_layers_that_diffusers_takes_them_for(tmp_path: Path) -> None:
+    policy, stock = Policy(tiny_sdxl(), LORA), tiny_sdxl()
+    names = {"down_blocks_0_attentions_0": "input_blocks_1_1", "mid_block_attentions_0": "middle_block_1"}
+    names |= {f"up_blocks_1_attentions_{i}": f"output_blocks_{2 + i}_1" for i in range(2)}
+    theirs: dict[str, torch.Tensor] = {}
+    for key, value in other(policy.weights()).items():
+        module, _, half = key.removesuffix(".weight").partition(".lora_")
+        flat = module.replace(".", "_")
+        block = next(block for block in names if flat.startswith(block))
+        flat = f"lora_unet_{flat.replace(block, names[block])}"
+        theirs |= {f"{flat}.lora_{'down' if half == 'A' else 'up'}.weight": value, f"{flat}.alpha": torch.tensor(8.0)}
+    save_file(theirs, tmp_path / "kohya.safetensors")
+    stock.load_lora_weights(tmp_path / "kohya.safetensors")
+    read = {key.replace(".default_0.", "."): value for key, value in stock.unet.state_dict().items() if ".lora_" in key}
+    assert same(policy.take(read_lora(tmp_path / "kohya.safetensors")), read)
 
 
 # ---- weights ----
