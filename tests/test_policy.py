@@ -394,13 +394,13 @@ def test_nothing_is_left_in_training_mode() -> None:
 
 def test_the_origin_draws_what_was_brought_and_changes_nobody_else(policy: Policy) -> None:
     theirs = other(policy.weights(), seed=3)
-    before = {who: predicted(policy, who) for who in (BASE, PUBLISHED, LEARNER)}
+    before = {who: predicted(policy, who) for who in (PUBLISHED, LEARNER, BASE)}  # who drew last comes first
     twin = Policy(tiny_pipeline(), LORA)
     twin.load_weights(theirs, 1)
     for _ in range(2):  # loading may be tried again
         policy.begin_from(theirs)
-        assert torch.equal(predicted(policy, ORIGIN), predicted(twin, PUBLISHED))
         assert all(torch.equal(predicted(policy, who), was) for who, was in before.items())
+        assert torch.equal(predicted(policy, ORIGIN), predicted(twin, PUBLISHED))
     assert same(policy.weights(ORIGIN), theirs)
     assert policy.version == 0
 
