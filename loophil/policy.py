@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from loophil.config import ALPHA, RANK, Lora
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of, family_type
-from loophil.hub import FAILURES, why
+from loophil.load_failure import FAILURES, why
 from loophil.lora_file import LoraFile
 from loophil.lora_fit import fit
 

@@ -51,7 +51,7 @@ STOREYS = {
     "loophil.advantages": 0,
     "loophil.types": 0,
     "loophil.config": 0,
-    "loophil.hub": 0,
+    "loophil.load_failure": 0,
     "loophil.lora_file": 0,
     "loophil.process": 0,
     "loophil.errors": 0,

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils._http import default_client_factory
 
 from loophil.errors import ConfigError
-from loophil.hub import HTTPError, why
+from loophil.load_failure import HTTPError, why
 from loophil.policy import load_pipeline
 
 http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])  # httpx or httpx2, whichever the Hub's client uses
