@@ -23,7 +23,8 @@ from bench.random_models import PUBLISHED, random_pipeline
 from loophil.build import EMBEDDED
 from loophil.config import Settings
 from loophil.families import Embeddings
-from loophil.policy import LEARNER, Policy, choose_device, load_pipeline
+from loophil.pipeline import choose_device, load_pipeline
+from loophil.policy import LEARNER, Policy
 from loophil.sampler import Sampler
 from loophil.scheduler import schedule_of
 from loophil.trainer import Trainer

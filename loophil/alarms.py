@@ -4,6 +4,7 @@ They optimise what is thought to be the person's taste, and whatever is optimise
 
     drift       the KL divergence of what is drawn from the base, in nats a step: over its cap
     diversity   how much pictures of one prompt differ, against the base's: below its floor
+                (in a run that began from a LoRA "the base" is that LoRA here)
     ratings     the stars that people give to what they see: lower than before
 
 What follows from an alarm is the loop's to do (loop.py).
@@ -20,6 +21,7 @@ import numpy as np
 
 from loophil.config import LoopKnobs
 from loophil.evaluation import Pictures, spread
+from loophil.jobs import adopted
 from loophil.store import Store
 from loophil.types import Entry, Group
 
@@ -84,7 +86,7 @@ class Watch:
         self._keep()
 
     def _judge(self, loop: LoopKnobs) -> int | None:
-        found, good = self._sign(loop), self._good
+        found, good = self._sign(loop), self._good or adopted(self._store)
         if not found and (fallen := self._fallen()):
             found, good = f"your ratings have fallen from {fallen.then:.1f} to {fallen.now:.1f} stars", fallen.version
         if not found:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from platformdirs import user_cache_path
 
-from loophil.config import Settings
-from loophil.errors import ConfigError
-from loophil.jobs import Engine, Scores
+from loophil.config import ALPHA, RANK, Lora, Settings
+from loophil.errors import ConfigError, UnknownVersion
+from loophil.jobs import ADAPTER, LORA, Engine, Learner, Scores, adopted
 from loophil.loop import Loop
+from loophil.lora_file import LoraFile, read_lora
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
 from loophil.store import SET_ON_PAGE, Store, describe_runs, last_opened, open_run
@@ -40,16 +41,25 @@ def build(settings: Settings) -> Session:
     """An open session that begins to load its model in the background. Raises ConfigError or RunError."""
     prompts = load_prompts(settings.draw.prompts)
     scales = reward_scales(settings)
-    store = open_run(
-        settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=settings.model_dump_json(exclude={"auth"})
-    )
+    lora = read_lora(Path(settings.lora.file).expanduser()) if settings.lora.file else None
+    kept = settings.model_dump_json(exclude={"auth": True, "lora": {"file"}})
+    store = open_run(settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=kept)
     _same_size(store, settings.draw.size)
+    settings = settings.model_copy(update={"lora": _its_lora(store, settings.lora, lora)})
     settings = settings.resumed(
         {name: value for name, value in store.noted(SET_ON_PAGE, {}).items() if name != "rewards" or set(value) <= set(scales)}
     )
     trained, measured = held_out(prompts)
     source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
-    loop = Loop(store, settings, source, lambda say: load_engine(settings, say), scales)
+
+    def load(say: Callable[[str], None]) -> Engine:
+        engine = load_engine(settings, say)
+        if store.noted(LORA, {}).get("sha256"):
+            _begin_from_lora(engine, loop.learner, lora)
+            loop.settings = loop.settings.changed({"lora.file": ""})  # the run has it now, and can be opened again without
+        return engine
+
+    loop = Loop(store, settings, source, load, scales)
     loop.start()
 
     def export(engine: Engine, format: str, label: Label) -> Path:
@@ -107,7 +117,8 @@ def measured_prompts(settings: Settings) -> list[str]:
 def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: None) -> Engine:
     """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker; says which part it is at."""
     say("1 of 3: torch and diffusers")
-    from loophil.policy import Policy, choose_device, device_memory, load_pipeline
+    from loophil.pipeline import choose_device, device_memory, load_pipeline
+    from loophil.policy import Policy
     from loophil.sampler import Sampler
     from loophil.scheduler import schedule_of
     from loophil.trainer import Trainer
@@ -221,8 +232,8 @@ def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, s
     licence = "apache-2.0" if settings.model == "embedded" else "other"
     adapter = Adapter(
         weights=policy.weights(),
-        rank=settings.lora.rank,
-        alpha=settings.lora.alpha,
+        rank=policy.rank,
+        alpha=policy.alpha,
         targets=tuple(policy.targets),
         base_model="loophil-embedded" if settings.model == "embedded" else settings.model,
         revision=_revision(settings),
@@ -249,6 +260,43 @@ def _same_size(store: Store, size: int) -> None:
         store.close()
         raise ConfigError(f"The run '{store.name}' has draw.size {kept}, not {size}, for all of its pictures: begin a new run for another size.")
     store.note(SIZE, size)
+
+
+def _its_lora(store: Store, asked: Lora, brought: LoraFile | None) -> Lora:
+    """Rank, alpha and targets of the run's LoRA: kept from its beginning, a new run's those of the LoRA that it begins from.
+
+    ConfigError, and the run is closed, where something else is asked for. `file` stays as long as the run has not begun.
+    """
+    new = store.current_version().number == 0 and store.counts().groups == 0
+    said = {"rank": asked.rank, "alpha": asked.alpha, "targets": asked.targets or None, "sha256": brought.sha256 if brought else None}
+    if not new:
+        its, whose = store.noted(LORA, {"sha256": ""}), f"the run '{store.name}'"
+    elif brought:
+        its, whose = {"rank": brought.rank, "alpha": brought.alpha or asked.alpha or brought.rank}, f"the LoRA {brought.name}"
+    else:
+        its, whose = {}, ""
+    its = {"rank": asked.rank or RANK, "alpha": asked.alpha or ALPHA, "targets": asked.targets, "sha256": said["sha256"] or ""} | its
+    for name, value in said.items():
+        if value is not None and value != its[name]:
+            store.close()
+            if name == "sha256":
+                raise ConfigError(f"The run '{store.name}' did not begin from {asked.file}: leave --lora out, or begin another run with --run NAME.")
+            raise ConfigError(f"{whose[0].upper()}{whose[1:]} has lora.{name} {its[name]}, not {value}: leave --lora.{name} out.")
+    if new:
+        store.note(LORA, its)
+    return asked.model_copy(update={"rank": its["rank"], "alpha": its["alpha"], "targets": its["targets"], "file": asked.file if new else ""})
+
+
+def _begin_from_lora(engine: Engine, learner: Learner, brought: LoraFile | None) -> None:
+    """The LoRA that the run began from becomes the origin, and, where nothing was published yet, a version."""
+    policy, store = engine.policy, learner.store
+    try:
+        weights = policy.take(brought) if brought else policy.read(store.version_path(adopted(store)) / ADAPTER)
+    except UnknownVersion as error:
+        raise ConfigError(f"The LoRA that the run '{store.name}' began from is damaged or gone: give it once more by --lora FILE.") from error
+    policy.begin_from(weights)
+    if learner.current == 0:
+        learner.adopt(engine, weights)
 
 
 def _revision(settings: Settings) -> str | None:

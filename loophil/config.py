@@ -21,6 +21,7 @@ from loophil.errors import ConfigError
 
 PREFIX = "LOOPHIL_"
 RUN_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+RANK, ALPHA = 16, 32.0  # of a LoRA that nobody has said them of
 
 
 # Knobs that may change while a run is open; the others shape what is loaded.
@@ -60,10 +61,11 @@ class Draw(Section):
 
 
 class Lora(Section):
-    """The adapter."""
+    """The adapter. `rank` and `alpha` are None where nobody has said them."""
 
-    rank: int = Field(16, ge=1, le=256, description="Rank of the LoRA matrices.")
-    alpha: float = Field(32.0, gt=0, description="LoRA scale: weights act with alpha / rank.")
+    file: str = Field("", description="A LoRA to begin a new run from, --lora for short: a .safetensors, a folder or an exported zip; empty = none.")
+    rank: int | None = Field(None, ge=1, le=256, description=f"Rank of the LoRA matrices; empty = that of --lora, else {RANK}.")
+    alpha: float | None = Field(None, gt=0, description=f"LoRA scale: weights act with alpha / rank; empty = that of --lora, else {ALPHA:g}.")
     targets: str = Field("", description="Module name endings that get a LoRA, comma-separated; empty = the attention of the model's kind.")
 
 
@@ -161,7 +163,7 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
     )
 
-    model: str = Field("embedded", description="The base: 'embedded', a Hub id, or a folder in diffusers' format.")
+    model: str = Field("embedded", description="The base: 'embedded', a Hub id, a folder in diffusers' format, or one .safetensors checkpoint.")
     revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
     run: str | None = Field(None, pattern=RUN_NAME, description="Name of the run; empty = the one opened last, else 'first'.")
@@ -230,7 +232,13 @@ class Settings(BaseSettings):
                 settings = cls(**given)
             else:
                 source: CliSettingsSource[Any] = CliSettingsSource(
-                    cls, cli_parse_args=argv, cli_kebab_case=True, cli_exit_on_error=False, cli_implicit_flags=True, cli_prog_name="app.py"
+                    cls,
+                    cli_parse_args=[_long(flag) for flag in argv],
+                    cli_kebab_case=True,
+                    cli_exit_on_error=False,
+                    cli_implicit_flags=True,
+                    cli_avoid_json=True,
+                    cli_prog_name="app.py",
                 )
                 settings = cls(_cli_settings_source=source, **given)
         except ValidationError as error:
@@ -262,9 +270,9 @@ class Settings(BaseSettings):
         return Settings.read(None, **given)
 
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
-        """For another run, with the knobs of its last opening; where it lies and who may come stays. What no longer fits is left out."""
-        fixed = ("run", "runs", "device", "host", "port", "public", "auth")
-        return self.changed({"run": name})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
+        """For another run, with the knobs of its last opening; where it lies and who may come stays, --lora goes. What no longer fits is left out."""
+        fixed = ("run", "runs", "device", "host", "port", "public", "auth", "lora.file")
+        return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
         """With what was changed on the page before, where neither a flag nor a variable says otherwise. What no longer fits is left out."""
@@ -295,6 +303,11 @@ def by_name(dumped: Mapping[str, Any]) -> dict[str, Any]:
         section = isinstance(value, Mapping) and field != "rewards"
         named |= {f"{field}.{knob}": v for knob, v in value.items()} if section else {field: value}
     return named
+
+
+def _long(flag: str) -> str:
+    """`--lora FILE`, which would name the whole section, stands for `--lora.file FILE`."""
+    return f"--lora.file{flag.removeprefix('--lora')}" if flag == "--lora" or flag.startswith("--lora=") else flag
 
 
 def _sentence(fault: Any) -> str:

@@ -45,6 +45,7 @@ STRIP_SECONDS = 30.0  # so long a version's first picture waits for a quiet mome
 STRIP_BACK = 8  # versions whose pictures are still drawn when newer ones have come
 ADAPTER = "adapter.safetensors"
 CLOSED = "The program was closed during this update."
+LORA = "lora"  # the note of a run's rank, alpha and targets, and of the SHA-256 of the LoRA it began from, "" = the base
 NOTHING = "nothing"  # what a rating taught that says nothing, or comes too late for the objectives in use
 
 Scores = Mapping[str, tuple[NDArray[np.float64], str]]
@@ -69,6 +70,12 @@ class Engine:
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
     note: str = ""
+
+
+def adopted(store: Store) -> int:
+    """The number of the version that holds the LoRA which the run began from, 0 = there is none."""
+    begun = bool(store.noted(LORA, {}).get("sha256"))
+    return next((v.number for v in reversed(store.versions()) if begun and v.parent == 0 and v.kind == "update"), 0)
 
 
 class Studio:
@@ -118,11 +125,11 @@ class Studio:
         return engine.describe(images, [group.prompt] * len(images))
 
     def twins(self, engine: Engine, group: Group) -> list[list[Image.Image]]:
-        """A group's pictures, and those that the base draws of its prompt and seeds, not kept."""
+        """A group's pictures, and those that the learner's reference draws of its prompt and seeds, not kept."""
         seeds = tuple(ref.seed for ref in group.images)
         return [
             [_read(self.store.images / ref.file) for ref in group.images],
-            engine.sampler.pictures(group.prompt, group.settings, seeds, who="base"),
+            engine.sampler.pictures(group.prompt, group.settings, seeds, who=engine.policy.reference),
         ]
 
     def picture(self, engine: Engine, prompt: str, seed: int, look: Look) -> Image.Image:
@@ -215,7 +222,8 @@ class Learner:
         self._tries = Counter()
 
     def restore(self, engine: Engine, number: int) -> None:
-        """Version `number` becomes both adapters and the training state."""
+        """Version `number` becomes both adapters and the training state; the reference is what its line goes back to, the base or a LoRA."""
+        engine.policy.refer(self._from_lora(number))
         if number == 0:
             engine.policy.reset()
             engine.trainer.restart()
@@ -223,6 +231,10 @@ class Learner:
         folder = self.store.version_path(number)
         engine.policy.load_weights(engine.policy.read(folder / ADAPTER), number)
         engine.trainer.load(folder)
+
+    def adopt(self, engine: Engine, weights: Mapping[str, Any]) -> Version:
+        """A version with the weights of a LoRA that the run begins from, and a training state as fresh as the base's."""
+        return self.store.publish(None, parent=0, kind="update", write=lambda folder: _write(engine, folder, weights))
 
     def update(self, engine: Engine) -> Generator[Done, None, tuple[Version, UpdateStats, int]]:
         """Learns from all that is fresh at once and from older groups again, and publishes: the version, its stats, how many were fresh.
@@ -264,6 +276,13 @@ class Learner:
             raise
         engine.policy.refresh(weights, version.number)
         return version
+
+    def _from_lora(self, number: int) -> bool:
+        """Whether a version's line goes back to the LoRA that the run began from, and not to the base."""
+        parents, origin = {version.number: version.parent for version in self.store.versions()}, adopted(self.store)
+        while number and number != origin:
+            number = parents[number] or 0
+        return number != 0
 
     def _lessons(self, newest: int | None = None) -> list[Lesson]:
         taught = [self.understanding.with_opinion(each) for each in self.store.learnable_groups(newest)]

@@ -287,14 +287,14 @@ class Loop:
 
     def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
-        engine, current = self._load(lambda part: self._tell(worker=f"{LOADING}, {part}")), self.status.policy_version
+        engine, version = self._load(lambda part: self._tell(worker=f"{LOADING}, {part}")), self.store.current_version()
         engine.trainer.adjust(self.settings.learn)
-        self.learner.restore(engine, current)
+        self.learner.restore(engine, version.number)
         self._engine, self._rest_until = engine, -math.inf
         self._troubles.over(LOADING)
-        for version in {0, current}:
-            self.strip.want(version)
-        self._tell(device=engine.device, note=engine.note or None)
+        for number in {0, version.number}:
+            self.strip.want(number)
+        self._tell(device=engine.device, note=engine.note or None, policy_version=version.number, version_created=version.created)
         return engine
 
     def _adjust(self, settings: Settings) -> None:

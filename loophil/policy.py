@@ -1,4 +1,4 @@
-"""The policy: a frozen base pipeline with two LoRA adapters, `learner` (being trained) and `published` (draws).
+"""The policy: a frozen base pipeline with its LoRA adapters: `learner` (being trained), `published` (draws), and `origin` where one was brought.
 
 It predicts, encodes prompts, decodes latents, moves weights in and out, and has on the device what must be there (offload.py). It knows no
 scheduler step, no reward and no rating. Everything here runs in the worker thread, the only owner of the device.
@@ -8,78 +8,32 @@ import contextlib
 import hashlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import logging as transformers_logging
 
-from loophil.config import Lora, Memory
+from loophil.config import ALPHA, RANK, Lora, Memory
 from loophil.errors import ConfigError
-from loophil.families import Embeddings, Words, family_of, family_type
+from loophil.families import Embeddings, Words, family_of
+from loophil.lora_file import LoraFile
+from loophil.lora_fit import fit
 from loophil.memory import gauge_of
 from loophil.offload import in_parts, offload_of, park, size_of, visiting
+from loophil.pipeline import device_memory
 from loophil.prompt_cache import NoPromptCache, digest_of
 
-LEARNER, PUBLISHED, BASE = "learner", "published", "base"
+LEARNER, PUBLISHED, ORIGIN, BASE = "learner", "published", "origin", "base"
 CACHED_PROMPTS = 256
 COMPILER: dict[str, Any] = {"backend": "inductor", "dynamic": True}  # dynamic: micro-batches and drawings differ in size
 COMPILED_VARIANTS = 32  # of the denoiser: each adapter, with and without gradients
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" -> cuda, else mps, else cpu; a device that is not there is a ConfigError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"Device '{name}' is not there. Use --device auto or --device cpu.")
-    return device
-
-
-def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """(bytes in use by anybody, bytes in all) of a GPU; None where the device has no memory of its own."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free, total
-
-
-def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
-    """The base pipeline, safetensors only; half precision for a GPU, float32 elsewhere. ConfigError says what went wrong.
-
-    It lies in the computer's memory: `Policy` moves to the device what is to be there.
-
-    A kind of pipeline that is not supported is refused before its weights are read.
-    """
-    for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
-        logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
-            family = family_type(DiffusionPipeline.load_config(model, revision=revision)["_class_name"])
-        dtype = family.half if device.type == "cuda" else torch.float32
-        left_out = dict.fromkeys(family.without)
-        pipeline = DiffusionPipeline.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, **left_out)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"The model '{model}' cannot be loaded: {reason} Give a diffusers folder or a Hub id by --model.") from error
-    pipeline.set_progress_bar_config(disable=True)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(memory_format=torch.channels_last)  # convolutions are an eighth faster so
-    return pipeline
 
 
 class Policy:
@@ -88,6 +42,7 @@ class Policy:
     pipeline    a diffusers text-to-image pipeline; its weights are frozen here, and moved to the device as far as they are not offloaded
     lora        rank, alpha and target modules of both adapters
     version     number of the published weights; 0 = the base
+    reference   whom the learner is held to: the base, or the origin, see `refer`
     size        width and height of the pictures in pixels, 0 = what the model was made for; ConfigError where it does not fit the latents
     device      where it works; None = where the pipeline is
     memory      what is offloaded, recomputed, compiled;  cache: prompts that were encoded before
@@ -107,8 +62,10 @@ class Policy:
     ) -> None:
         self.pipeline = pipeline
         self.lora = lora
+        self.rank, self.alpha = lora.rank or RANK, lora.alpha or ALPHA
         self.memory = memory or Memory()
         self.version = 0
+        self.reference = BASE
         self.family = family_of(pipeline, size, device)
         self.denoiser: Any = self.family.denoiser
         self.latent_shape = self.family.latent_shape
@@ -139,26 +96,27 @@ class Policy:
                 part.requires_grad_(False).eval()
                 if self.offload == "none" or (part is self.denoiser and self.offload == "model"):
                     part.to(self.device)
-        self._add_adapters(seed)
+        self._modules = [name for name, _ in self.denoiser.named_modules()]
+        self._add_adapters((PUBLISHED, LEARNER), seed)
+        self._copy(self._adapter(LEARNER), PUBLISHED)
         if self.offload == "group":
             park(self.denoiser, self.device)
 
-    def _add_adapters(self, seed: int) -> None:
-        """Both adapters with the same weights, float32; lora_B is 0, so that they change nothing yet."""
-        config = LoraConfig(r=self.lora.rank, lora_alpha=self.lora.alpha, target_modules=self.targets, init_lora_weights=True)
+    def _add_adapters(self, names: Sequence[str], seed: int = 0) -> None:
+        """Adapters in float32; lora_B is 0, so that they change nothing yet."""
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, init_lora_weights=True)
         with _seeded(seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
             try:
-                for name in (PUBLISHED, LEARNER):
+                for name in names:
                     self.denoiser.add_adapter(config, adapter_name=name)
             except ValueError as error:  # peft: no module has such a name, or it is of a kind that takes no LoRA
                 own = ",".join(self.family.targets)
                 raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {own}.") from error
         self.denoiser.eval()  # peft adds its layers in training mode
-        for name in (PUBLISHED, LEARNER):
+        for name in names:
             for parameter in self._adapter(name).values():
-                parameter.data = parameter.data.float()
-        self._copy(self._adapter(LEARNER), PUBLISHED)
+                parameter.data = parameter.data.to(self.device, torch.float32)  # its layer may be parked elsewhere
 
     @property
     def targets(self) -> list[str]:
@@ -178,7 +136,7 @@ class Policy:
 
     @contextlib.contextmanager
     def acting(self, who: str) -> Iterator[None]:
-        """Within the block the denoiser is `learner`, `published` or `base`; afterwards what it was before."""
+        """Within the block the denoiser is `learner`, `published`, `origin` or `base`; afterwards what it was before."""
         before = self._active
         self._activate(who)
         try:
@@ -321,6 +279,24 @@ class Policy:
     def discard(self) -> None:
         """The learner goes back to the published weights: an update was thrown away."""
         self.train_from(self._adapter(PUBLISHED))
+
+    def take(self, lora: LoraFile) -> dict[str, torch.Tensor]:
+        """The weights of a LoRA that somebody brings, as `weights` has them; ConfigError unless they fit exactly."""
+        layers = {key: tuple(value.shape) for key, value in self._adapter(LEARNER).items()}
+        return {key: torch.from_numpy(array) for key, array in fit(lora, self.family.component, layers, self._modules).items()}
+
+    def begin_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """These weights are the origin: the LoRA that the run goes on tuning. Who draws and who learns stays."""
+        before = self._active
+        if not self._adapter(ORIGIN):
+            self._add_adapters([ORIGIN])
+        self._copy(weights, ORIGIN)
+        self._active = ""  # peft has made the new one active
+        self._activate(before)
+
+    def refer(self, to_origin: bool) -> None:
+        """The reference is the origin, if there is one and it is asked for, else the base."""
+        self.reference = ORIGIN if to_origin and self._adapter(ORIGIN) else BASE
 
     def write(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
         """Keeps an adapter's weights as safetensors."""

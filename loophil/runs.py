@@ -47,7 +47,7 @@ class Runs:
         with self._lock:
             self._free(name)
             folder = self._settings.runs.absolute() / name
-            settings = self._settings.changed({**changes, "run": name})
+            settings = self._settings.changed({**changes, "run": name, "lora.file": ""})  # --lora is for the run that the program opens
             try:
                 self._switch(self._with_prompts(settings, folder, prompts))
             except BaseException:

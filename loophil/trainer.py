@@ -29,7 +29,7 @@ from loophil.families import Embeddings, Words, expand, join, placed
 from loophil.memory import Room, out_of_memory
 from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
 from loophil.optimizers import adamw, restore, state_of
-from loophil.policy import BASE, LEARNER, Policy
+from loophil.policy import LEARNER, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, stratified
 from loophil.types import Lesson, Trajectory, UpdateStats
 
@@ -170,21 +170,21 @@ class Trainer:
 
     @torch.no_grad()
     def drift(self, example: Example) -> float:
-        """How far the policy that drew a group is from the base: mean over its stored transitions of log p_old - log p_base, in nats a step.
+        """How far the policy that drew a group is from the reference: mean over its stored transitions of log p_old - log p_ref, in nats a step.
 
         Its expectation is their KL divergence. NaN where no transition is stored.
         """
         if not example.trajectory.log_probs.shape[1]:
             return math.nan
         images = torch.arange(len(example.trajectory.clean_latents))
-        scored = [self._score(example, *part, BASE) for part in _transitions(example, images, self.room.size)]
+        scored = [self._score(example, *part, self.policy.reference) for part in _transitions(example, images, self.room.size)]
         return float(torch.cat([old - log_probs for log_probs, old, _ in scored]).mean()) * self.policy.dimensions
 
     def _base_kl(self, example: Example, rows: torch.Tensor, steps: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """(n,) KL of transitions `steps` of images `rows`, for which the learner said `output`, from the base's."""
+        """(n,) KL of transitions `steps` of images `rows`, for which the learner said `output`, from the reference's."""
         settings, device = example.lesson.group.settings, self.policy.device
         with torch.no_grad():
-            base = self._score(example, rows, steps, BASE)[2]
+            base = self._score(example, rows, steps, self.policy.reference)[2]
         x_t, timesteps = example.trajectory.latents[rows, steps].to(device), example.trajectory.timesteps[steps].to(device)
         how: dict[str, Any] = {"num_inference_steps": settings.num_inference_steps, "eta": settings.eta}
         mean, base_mean = (self.schedule.mean(said, timesteps, x_t, **how) for said in (output, base))
@@ -248,22 +248,21 @@ class Trainer:
     def _forward_loss(self, batch: _Noised, rows: torch.Tensor) -> torch.Tensor:
         """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns.
 
-        The reference is the base, not the published version as in DiffusionNFT: that one moves with every update, and few ratings said again
-        and again would pull the model ever further away. From the base there is a farthest point, by `beta`, whatever the number of updates.
+        The reference is the base (the LoRA, where the run began from one, else it would be unlearned), not the published version as in
+        DiffusionNFT: that one moves with every update, and few ratings said again and again would pull the model ever further away. From the
+        base there is a farthest point, by `beta`, whatever the number of updates.
         """
         x0, noise, t = batch.x0[rows], batch.noise[rows], batch.timesteps[rows]
         words = {name: tensor[rows] for name, tensor in batch.words.items()}
         embeddings = Embeddings(words, words)
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
-        with torch.no_grad(), self.policy.acting(BASE):
+        with torch.no_grad(), self.policy.acting(self.policy.reference):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         v, advantages = self.schedule.velocity(x0, noise, t), batch.advantages[rows]
-        if self.learn.forward_objective == "fpo":
-            loss, _ = fpo(v_theta, v_ref, v, advantages)
-        else:
-            loss, _ = forward_process(v_theta, v_ref, v, advantages, beta=self.learn.beta)
+        objective = fpo if self.learn.forward_objective == "fpo" else partial(forward_process, beta=self.learn.beta)
+        loss, _ = objective(v_theta, v_ref, v, advantages)
         return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
 
     def _backward(self, loss: torch.Tensor) -> float:

@@ -85,6 +85,7 @@ class FakeEngine:
     memory: tuple[int, int] | None = None
     drifted: float = 0.0
     note: str = ""
+    referred: bool = False
     hold: Callable[[str], None] = lambda what: None
 
     def engine(self, say: Callable[[str], None]) -> Engine:
@@ -150,6 +151,11 @@ class FakeEngine:
         self.rng.setstate((version, tuple(state), gauss))
 
     # policy
+
+    reference = "base"
+
+    def refer(self, to_origin: bool) -> None:
+        self.referred = to_origin
 
     def weights(self) -> dict[str, float]:
         return {"w": self.published}

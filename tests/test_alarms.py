@@ -11,7 +11,7 @@ from PIL import Image
 
 from loophil.alarms import RATED, TWINS_EVERY, WINDOW, Watch
 from loophil.config import LoopKnobs
-from loophil.jobs import Engine, Studio
+from loophil.jobs import LORA, Engine, Studio
 from loophil.prompts import PromptSource
 from loophil.store import Store, open_run
 from loophil.types import Act, Group
@@ -60,6 +60,13 @@ class Room:
 def room(runs: Path) -> Iterator[Room]:
     with closing(open_run(runs, None, base_model="fake", revision=None)) as store:
         yield Room(store, runs)
+
+
+def test_a_run_that_began_from_a_lora_goes_back_to_it_and_not_to_the_base(room: Room) -> None:
+    room.store.note(LORA, {"sha256": "abc"})
+    room.store.publish(None, parent=0, kind="update", write=lambda folder: void((folder / "w").write_text("")))
+    assert room.rounds(range(2, 2 + WINDOW), drift=2.0) == [None] * (WINDOW - 1) + [1]
+    assert room.watch.alarm.endswith("Version 1 draws again.")
 
 
 def test_a_window_of_drift_raises_the_alarm_and_names_the_last_good_version(room: Room) -> None:

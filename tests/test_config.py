@@ -16,6 +16,24 @@ def test_a_reward_of_ones_own_keeps_its_colon() -> None:
     assert Settings.read(["--rewards", "mine.py:darkness=2"]).rewards == {"mine.py:darkness": 2.0}
 
 
+@pytest.mark.parametrize("flags", [["--lora", "a b.zip"], ["--lora=a b.zip"], ["--lora.file", "a b.zip"]])
+def test_a_lora_is_brought_by_its_short_flag_its_long_one_or_its_variable(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    by_flag = Settings.read([*flags, "--lora.targets", "to_q"]).lora
+    assert (by_flag.file, by_flag.rank, by_flag.alpha, by_flag.targets) == ("a b.zip", None, None, "to_q")
+    monkeypatch.setenv("LOOPHIL_LORA__FILE", "a b.zip")
+    assert Settings.read(["--lora.targets", "to_q"]).lora == by_flag
+
+
+def test_a_lora_flag_without_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lora\.file: expected one argument"):
+        Settings.read(["--lora"])
+
+
+def test_another_run_does_not_begin_from_the_lora_of_the_start() -> None:
+    other = Settings.read(["--lora", "a.zip", "--lora.rank", "4"]).of_run("two", {"lora": {"rank": 8, "file": "b.zip"}})
+    assert (other.lora.file, other.lora.rank) == ("", 8)
+
+
 def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPHIL_LEARN__BETA", "0.25")
     assert Settings.read([]).learn.beta == 0.25
@@ -67,7 +85,7 @@ def test_settings_are_frozen() -> None:
 
 def test_every_knob_has_a_sentence() -> None:
     told = knobs()
-    assert len(told) <= 57
+    assert len(told) <= 58
     assert all(sentence.endswith(".") and len(sentence) > 10 for _, _, sentence in told)
 
 

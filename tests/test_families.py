@@ -19,7 +19,8 @@ from loophil.config import Learn, Lora, Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
-from loophil.policy import Policy, load_pipeline
+from loophil.pipeline import load_pipeline
+from loophil.policy import Policy
 from loophil.prompt_cache import PromptCache
 from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
@@ -119,8 +120,8 @@ def adapter_of(policy: Policy) -> Adapter:
     """What is published, ready to be exported."""
     return Adapter(
         weights=policy.weights(),
-        rank=LORA.rank,
-        alpha=LORA.alpha,
+        rank=policy.rank,
+        alpha=policy.alpha,
         targets=tuple(policy.targets),
         base_model="some-org/tiny",
         revision=None,

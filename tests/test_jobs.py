@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from loophil import jobs
-from loophil.jobs import STRIP_SEED, Engine, Learner, Strip, Studio
+from loophil.jobs import ADAPTER, LORA, STRIP_SEED, Engine, Learner, Strip, Studio, adopted
 from loophil.prompts import PromptSource
 from loophil.store import Store, open_run
 from loophil.types import Act, DrawSettings, Group, Look, UpdateStats, Version
@@ -43,6 +43,11 @@ class Room:
             except StopIteration as end:
                 result: tuple[Version, UpdateStats, int] = end.value
                 return result
+
+    def learned(self) -> Version:
+        """A version by an update on one more group."""
+        self.draw()
+        return self.update()[0]
 
     def uses(self) -> list[tuple[object, ...]]:
         return [tuple(row) for row in self.store._rows("SELECT act_id, version, objective FROM uses ORDER BY act_id, version, objective")]
@@ -112,6 +117,29 @@ def test_moving_average_is_the_policys(store: Store, runs: Path, monkeypatch: py
     room.draw()
     room.update()
     assert room.fake.published == 0.75
+
+
+def test_a_lora_becomes_version_1_and_what_goes_back_to_it_refers_to_it(store: Store, runs: Path) -> None:
+    """Lines of versions: 1 (the LoRA) and 2 from it; 3 back to the base, and 4 from that; 5 back to 2."""
+    room = Room(store, runs)
+    store.note(LORA, {"sha256": "abc"})
+    version = room.learner.adopt(room.engine, {"w": 0.5})
+    assert (version.number, version.parent, version.ratings, adopted(store)) == (1, 0, 0, 1)
+    assert store.counts().updates == 0
+    referred = {}
+    for make in (lambda: version, lambda: room.learned(), lambda: room.learner.rollback(room.engine, 0), lambda: room.learned(), None):
+        number = (make() if make else room.learner.rollback(room.engine, 2)).number
+        room.learner.restore(room.engine, number)
+        referred[number] = room.fake.referred
+        assert room.fake.published == room.fake.read(store.version_path(number) / ADAPTER)["w"]
+    assert referred == {1: True, 2: True, 3: False, 4: False, 5: True}
+
+
+def test_a_run_that_began_from_the_base_refers_to_it(store: Store, runs: Path) -> None:
+    room = Room(store, runs)
+    store.note(LORA, {"sha256": ""})
+    room.learner.restore(room.engine, room.learned().number)
+    assert (room.fake.referred, adopted(store)) == (False, 0)
 
 
 def test_closing_in_the_middle_leaves_the_update_aborted(store: Store, runs: Path) -> None:

@@ -47,7 +47,9 @@ STOREYS = {
     "loophil.scheduler": 1,
     "loophil.mixing": 1,
     "loophil.objectives": 1,
-    "loophil.families": 1,
+    "loophil.families": 0,
+    "loophil.lora_fit": 1,
+    "loophil.pipeline": 1,
     "loophil.prompts": 1,
     "loophil.stock": 1,
     "loophil.unscored": 1,
@@ -56,6 +58,8 @@ STOREYS = {
     "loophil.advantages": 0,
     "loophil.types": 0,
     "loophil.config": 0,
+    "loophil.load_failure": 0,
+    "loophil.lora_file": 0,
     "loophil.process": 0,
     "loophil.errors": 0,
     "loophil": 0,
@@ -68,9 +72,10 @@ WALLS = {
     "gradio": {"app", "loophil.ui"},  # the page can be exchanged, and the loop runs without one
     "sqlite3": {"loophil.store"},  # one place that knows how ratings are kept
     "sqlite_utils": {"loophil.store"},
-    "diffusers": {"loophil.families", "loophil.policy", "loophil.export"},  # the method is pure functions of tensors
+    "diffusers": {"loophil.families", "loophil.pipeline", "loophil.policy", "loophil.export"},  # the method is pure functions of tensors
     "peft": {"loophil.families", "loophil.policy", "loophil.export"},
-    "huggingface_hub": {"loophil.hub", "loophil.export", "rewards.weights"},  # a token passes through one module
+    # A token passes through one module; pipeline and load_failure know the errors alone.
+    "huggingface_hub": {"loophil.hub", "loophil.export", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},
     "rewards": {"loophil.build"},  # a reward is added without touching the loop
     "data": {"rewards.scene_check"},  # the loop knows nothing of the embedded model's world
 }

@@ -1,4 +1,4 @@
-"""The policy on a pipeline small enough for a test: loading, adapters, weights in and out, prediction against the stock parts."""
+"""The policy on a pipeline small enough for a test: adapters, weights in and out, prediction against the stock parts."""
 
 import contextlib
 import math
@@ -10,14 +10,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 
 from loophil import policy as module
 from loophil.config import Lora, Memory
 from loophil.errors import ConfigError
 from loophil.families import Embeddings, join
+from loophil.lora_file import LoraFile, read_lora
 from loophil.memory import Gauge
-from loophil.policy import BASE, LEARNER, PUBLISHED, Policy, choose_device, device_memory, load_pipeline
+from loophil.policy import BASE, LEARNER, ORIGIN, PUBLISHED, Policy
 from loophil.prompt_cache import PromptCache
 from tests.tiny import WIDTH, tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
@@ -28,21 +30,6 @@ LORA = Lora(rank=4, alpha=8)
 @pytest.fixture
 def policy() -> Policy:
     return Policy(tiny_pipeline(), LORA)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline in diffusers' folder format; tests that spoil it copy it."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def spoiled(folder: Path, tmp_path: Path) -> Path:
-    """A copy whose UNet weights may be spoiled."""
-    tiny_pipeline().save_pretrained(tmp_path / "spoiled")
-    return tmp_path / "spoiled"
 
 
 def other(weights: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
@@ -65,76 +52,6 @@ def predicted(policy: Policy, who: str) -> torch.Tensor:
         return policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 3.0)
 
 
-# ---- loading ----
-
-
-def test_auto_is_a_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device("auto") == CPU
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("auto").type == "mps"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto").type == "cuda"
-
-
-@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:0", "cuda:2"])
-def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda:2")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=f"Device '{name}' is not there. Use --device auto"):
-        choose_device(name)
-
-
-def test_the_last_of_two_cards_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-
-
-def test_a_folder_loads_to_the_same_model_in_float32(folder: Path, policy: Policy) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)  # how diffusers says that an argument is on its way out
-        pipeline: Any = load_pipeline(str(folder), None, CPU)
-    assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
-    torch.testing.assert_close(predicted(Policy(pipeline, LORA), BASE), predicted(policy, BASE))  # another memory layout: the last bits differ
-
-
-@pytest.mark.parametrize("model", ["/no/such/folder", "no-such-organisation/no-such-model"])
-def test_a_model_that_is_nowhere_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match=rf"The model '{model}' cannot be loaded: .+ Give a diffusers folder or a Hub id by --model\."):
-        load_pipeline(model, None, CPU)
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_pipeline(str(tmp_path), None, CPU)
-
-
-@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
-def test_half_a_download_is_refused(spoiled: Path, part: str) -> None:
-    weights = spoiled / f"{part}.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_pipeline(str(spoiled), None, CPU)
-
-
-@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
-def test_a_pickle_is_not_an_alternative_to_safetensors(spoiled: Path, part: str) -> None:
-    weights = spoiled / f"{part}.safetensors"
-    weights.rename(spoiled / (f"{part}.bin" if part.startswith("unet") else "text_encoder/pytorch_model.bin"))
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_pipeline(str(spoiled), None, CPU)
-
-
-def test_another_kind_of_pipeline_is_refused(tmp_path: Path) -> None:
-    unet = UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=8)
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^A DDPMPipeline cannot be tuned yet\. Supported: .*StableDiffusionPipeline"):
-        Policy(load_pipeline(str(tmp_path), None, CPU), LORA)
-
-
 @pytest.mark.parametrize("targets", ["to_z", "mid_block", ",", "norm1"])
 def test_targets_that_cannot_carry_a_lora_are_refused(targets: str) -> None:
     with pytest.raises(ConfigError, match=rf"'{targets}' cannot carry a LoRA in this model\. Use --lora\.targets to_q,to_k,to_v,to_out\.0\."):
@@ -153,10 +70,6 @@ def test_pictures_have_the_size_that_was_asked_for(size: int, side: int) -> None
 def test_size_that_does_not_fit_the_latents_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"in steps of 2 pixels: draw\.size must be a multiple of 2, not 9"):
         Policy(tiny_pipeline(), LORA, size=9)
-
-
-def test_a_cpu_has_no_memory_of_its_own() -> None:
-    assert device_memory(CPU) is None
 
 
 def test_building_a_policy_warns_of_nothing() -> None:
@@ -310,6 +223,97 @@ def test_nothing_is_left_in_training_mode() -> None:
     policy = Policy(pipeline, LORA)
     assert not any(part.training for part in policy.denoiser.modules())
     assert {name.split(".")[-3] for name, p in policy.denoiser.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+# ---- a LoRA that was brought ----
+
+
+def test_the_origin_draws_what_was_brought_and_changes_nobody_else(policy: Policy) -> None:
+    theirs = other(policy.weights(), seed=3)
+    before = {who: predicted(policy, who) for who in (PUBLISHED, LEARNER, BASE)}  # who drew last comes first
+    twin = Policy(tiny_pipeline(), LORA)
+    twin.load_weights(theirs, 1)
+    for _ in range(2):  # loading may be tried again
+        policy.begin_from(theirs)
+        assert all(torch.equal(predicted(policy, who), was) for who, was in before.items())
+        assert torch.equal(predicted(policy, ORIGIN), predicted(twin, PUBLISHED))
+    assert same(policy.weights(ORIGIN), theirs)
+    assert policy.version == 0
+
+
+def test_only_the_learner_learns_also_beside_an_origin(policy: Policy) -> None:
+    policy.begin_from(other(policy.weights()))
+    with torch.no_grad(), policy.acting(ORIGIN):
+        policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 1.0)
+    with policy.acting(LEARNER):
+        policy.predict(latents(), torch.tensor(500), policy.encode_prompt("a red circle"), 1.0).square().mean().backward()
+    mine = set(map(id, policy.parameters()))
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+    assert [name for name, p in policy.denoiser.named_parameters() if p.grad is not None and id(p) not in mine] == []
+
+
+def test_the_reference_is_the_base_unless_there_is_an_origin_and_it_is_asked_for(policy: Policy) -> None:
+    said = [policy.reference]
+    for brought in (False, True):
+        if brought:
+            policy.begin_from(policy.weights())
+        for to_origin in (True, False):
+            policy.refer(to_origin)
+            said.append(policy.reference)
+    assert said == [BASE, BASE, BASE, ORIGIN, BASE]
+
+
+def test_a_lora_is_taken_by_the_names_of_the_adapter(policy: Policy) -> None:
+    weights = other(policy.weights())
+    flat = {key.partition(".lora_")[0].replace(".", "_") + ".lora_" + key.partition(".lora_")[2]: value.numpy() for key, value in weights.items()}
+    assert same(policy.take(LoraFile("mine.zip", flat, True, "unet", 4, 8.0, "")), weights)
+    with pytest.raises(ConfigError, match=r"The LoRA mine\.zip does not fit: this model has no"):
+        policy.take(LoraFile("mine.zip", {f"x.{key}": value for key, value in flat.items()}, True, "unet", 4, 8.0, ""))
+
+
+def tuned(policy: Policy) -> dict[str, torch.Tensor]:
+    """Weights of another policy that are in its published adapter."""
+    weights = other(policy.weights(), seed=4)
+    policy.load_weights(weights, 1)
+    return weights
+
+
+def test_what_diffusers_itself_writes_is_taken(policy: Policy, tmp_path: Path) -> None:
+    twin = Policy(tiny_pipeline(), LORA)
+    weights = tuned(twin)
+    config = twin.denoiser.peft_config[PUBLISHED].to_dict()
+    type(twin.pipeline).save_lora_weights(tmp_path, unet_lora_layers=weights, unet_lora_adapter_metadata=config)
+    lora = read_lora(tmp_path)
+    assert (lora.rank, lora.alpha) == (4, 8)
+    assert same(policy.take(lora), weights)
+
+
+def test_what_peft_itself_writes_is_taken(policy: Policy, tmp_path: Path) -> None:
+    bare = get_peft_model(tiny_pipeline().unet, LoraConfig(r=4, lora_alpha=8, target_modules=list(policy.targets)))
+    for name, parameter in bare.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.5)
+    bare.save_pretrained(tmp_path, save_embedding_layers=False)
+    lora = read_lora(tmp_path)
+    assert (lora.rank, lora.alpha) == (4, 8)
+    assert same(policy.take(lora), {key: value.detach() for key, value in get_peft_model_state_dict(bare.base_model.model).items()})
+
+
+def test_stability_s_names_in_a_kohya_file_of_sdxl_mean_the_layers_that_diffusers_takes_them_for(tmp_path: Path) -> None:
+    policy, stock = Policy(tiny_sdxl(), LORA), tiny_sdxl()
+    names = {"down_blocks_0_attentions_0": "input_blocks_1_1", "mid_block_attentions_0": "middle_block_1"}
+    names |= {f"up_blocks_1_attentions_{i}": f"output_blocks_{2 + i}_1" for i in range(2)}
+    theirs: dict[str, torch.Tensor] = {}
+    for key, value in other(policy.weights()).items():
+        module, _, half = key.removesuffix(".weight").partition(".lora_")
+        flat = module.replace(".", "_")
+        block = next(block for block in names if flat.startswith(block))
+        flat = f"lora_unet_{flat.replace(block, names[block])}"
+        theirs |= {f"{flat}.lora_{'down' if half == 'A' else 'up'}.weight": value, f"{flat}.alpha": torch.tensor(8.0)}
+    save_file(theirs, tmp_path / "kohya.safetensors")
+    stock.load_lora_weights(tmp_path / "kohya.safetensors")
+    read = {key.replace(".default_0.", "."): value for key, value in stock.unet.state_dict().items() if ".lora_" in key}
+    assert same(policy.take(read_lora(tmp_path / "kohya.safetensors")), read)
 
 
 # ---- weights ----

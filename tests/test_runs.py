@@ -74,6 +74,20 @@ def test_a_run_comes_back_with_its_own_knobs_and_prompts(shelf: Runs, runs: Path
     assert shelf.session.settings.runs == runs
 
 
+def test_only_the_run_that_the_program_opens_begins_from_the_lora_of_its_flag(runs: Path) -> None:
+    asked: list[tuple[str | None, str]] = []
+
+    def noting(settings: Settings) -> Session:
+        asked.append((settings.run, settings.lora.file))
+        return build(settings)
+
+    settings = Settings(runs=runs, model="fake", run="one").changed({"loop.threaded": False, "lora.file": "mine.zip"})
+    with closing(Runs(settings, noting)) as shelf:
+        shelf.new("two", {})
+        shelf.open("one")
+    assert asked == [("one", "mine.zip"), ("two", ""), ("one", "")]
+
+
 def test_the_open_run_is_opened_anew_with_other_knobs(shelf: Runs) -> None:
     rate(shelf)
     shelf.session.adjust({"learn.beta": 0.25})

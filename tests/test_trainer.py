@@ -150,6 +150,24 @@ def test_drift_is_unknown_without_transitions() -> None:
     assert math.isnan(bench.trainer.drift(replace(example, trajectory=bench.sampler.clean_only(example.trajectory))))
 
 
+def test_a_lora_that_the_run_began_from_is_no_drift_and_is_not_unlearned() -> None:
+    """Next to nothing was said (advantages of 1e-4), so the forward process and the KL must leave the LoRA as it is, not lead it back to the base."""
+    drifts: dict[bool, float] = {}
+    pulls: dict[bool, list[float]] = {}
+    for to_origin in (True, False):
+        bench = Bench(base_kl=1.0, micro_batch=4, **BOTH)
+        bench.policy.begin_from(bench.policy.weights())
+        bench.policy.refer(to_origin)
+        drifts[to_origin] = bench.trainer.drift(bench.example([0] * 4))
+        pulls[to_origin] = []
+        for learn in (PURE, FORWARD_ONLY):
+            bench.trainer.adjust(bench.trainer.learn.model_copy(update=learn))
+            pulls[to_origin].append(bench.train(bench.example([1e-4, -1e-4, 1e-4, -1e-4])).grad_norm)
+            bench.policy.discard()
+    assert (drifts[True], drifts[False] > 1e-3) == (0.0, True)
+    assert all(held < 0.01 * pulled for held, pulled in zip(pulls[True], pulls[False], strict=True))
+
+
 # ---- gradients ----
 
 

@@ -542,6 +542,7 @@ def test_the_pages_token_field_hides_what_is_typed_and_is_emptied() -> None:
         ("begin", {"run": "two", "list": "/etc/passwd"}, "There is no prompt list"),
         ("begin", {"run": "two", "prompts": "x" * 200_001}, "at most 200,000"),
         ("begin", {"run": 5}, "must be text"),
+        ("begin", {"run": "two", "model": "some/other"}, "the model is its owner's choice"),
         ("open", {"run": "x" * 300}, "300 characters"),
     ],
 )
@@ -554,8 +555,17 @@ def test_what_a_run_cannot_be_begun_with_is_said(tmp_path: Path, name: str, sent
 
 def test_what_is_filled_in_for_a_run_becomes_knobs(tmp_path: Path) -> None:
     session = FakeSession(tmp_path)
-    panel = runs.RunsPanel(session, Access(everybody=True))  # type: ignore[arg-type]
-    sent = {"run": "two", "model": "a/b", "list": "single", "k": 3, "rewards": "jpeg=0.5", "prompts": ""}
+    panel = runs.RunsPanel(session, Access(everybody=True, several=False))  # type: ignore[arg-type]
+    sent = {
+        "run": "two",
+        "model": "a/b",
+        "lora": "theirs.zip",
+        "lora.file": "theirs.zip",
+        "list": "single",
+        "k": 3,
+        "rewards": "jpeg=0.5",
+        "prompts": "",
+    }
     panel.begin(request(), SimpleNamespace(_data=sent))
     panel.alter(request(), SimpleNamespace(_data=sent | {"list": "", "prompts": "a dog"}))
     knobs = {"draw.num_images_per_prompt": 3, "rewards": "jpeg=0.5"}

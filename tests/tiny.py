@@ -4,6 +4,7 @@ Pictures are twice as wide as latents, which are (k, 4, 8, 8) unless a test want
 no merges). Building takes a fraction of a second.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -227,3 +228,51 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) 
             transformer=transformer,
         )
     return finished(pipeline)
+
+
+# How Stability's code names the layers of these very networks, first match first; (3, 1) at one block are its residual layer and its attention.
+UNET_NAMES = (
+    (r"^time_embedding\.linear_(\d)", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+    (r"^conv_in", "input_blocks.0.0"),
+    (r"^conv_norm_out", "out.0"),
+    (r"^conv_out", "out.2"),
+    (r"^down_blocks\.0\.downsamplers\.0\.conv", "input_blocks.2.0.op"),
+    (r"^up_blocks\.0\.upsamplers\.0\.conv", "output_blocks.1.1.conv"),
+    (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"^down_blocks\.(\d)\.(resnets|attentions)\.0", lambda m: f"input_blocks.{1 + 2 * int(m[1])}.{int(m[2] == 'attentions')}"),
+    (r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)", lambda m: f"output_blocks.{2 * int(m[1]) + int(m[3])}.{int(m[2] == 'attentions')}"),
+    (r"\.norm1\.(?=\w+$)(?<!transformer_blocks\.0\.norm1\.)", ".in_layers.0."),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.norm2\.(?=\w+$)(?<!transformer_blocks\.0\.norm2\.)", ".out_layers.0."),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+)
+VAE_NAMES = (
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample"),
+    (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block"),
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{1 + int(m[1])}"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"group_norm|conv_norm_out", lambda m: "norm" if m[0] == "group_norm" else "norm_out"),
+    (r"to_out\.0", "proj_out"),
+    (r"to_([qkv])", r"\1"),
+    (r"conv_shortcut", "nin_shortcut"),
+)
+
+
+def single_file(pipeline: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    """The weights of a `tiny_pipeline` as one checkpoint has them that was never in diffusers' format."""
+
+    def named(prefix: str, part: Any, names: Any) -> dict[str, torch.Tensor]:
+        renamed = {}
+        for key, value in part.state_dict().items():
+            for pattern, name in names:
+                key = re.sub(pattern, name, key)
+            renamed[prefix + key] = value.contiguous()
+        return renamed
+
+    texts = named("cond_stage_model.transformer.text_model.", pipeline.text_encoder, ((r"^text_model\.", ""),))
+    return named("model.diffusion_model.", pipeline.unet, UNET_NAMES) | named("first_stage_model.", pipeline.vae, VAE_NAMES) | texts

@@ -35,7 +35,10 @@ class RunsPanel(Handlers):
         """A new run."""
         self.access.teacher(request)
         sent = sent_with(event)
-        self.runs.new(_run(sent, "run"), _changes(sent), _prompts(sent))
+        changes, own = _changes(sent), self.session.settings.model
+        if self.access.several and changes.get("model", own) != own:
+            raise InvalidInput("On a public server the model is its owner's choice: it is given by --model when LoopHIL starts.")
+        self.runs.new(_run(sent, "run"), changes, _prompts(sent))
         return self._changed(request)
 
     @answering

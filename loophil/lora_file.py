@@ -1,0 +1,368 @@
+"""A LoRA that somebody brings: a file that nobody vouches for, read without torch into checked float32 arrays, or refused in one sentence.
+
+A .safetensors file, a folder or a zip with one, as diffusers, peft and kohya's trainers write it, and as export.py does. Nothing is unpacked to
+the disk, nothing is run, and nothing is left out: what cannot be taken whole is refused, because a LoRA that loads and does half is worse than none.
+
+    FILE -> the bytes of one .safetensors -> header -> names -> shapes -> numbers: a LoraFile. Whether it fits a model is lora_fit.py's to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loophil.errors import ConfigError
+
+MOST_BYTES, MOST_HEADER, MOST_TENSORS, MOST_ENTRIES = 512 << 20, 4 << 20, 4000, 1000
+MOST_PACKED = 50  # times that an entry of a zip may grow; weights hardly shrink at all
+LARGEST = 1e4  # of a weight that anybody has trained
+SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+KNOWN = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers' and peft's own names
+CONFIG = "adapter_config.json"
+
+HALVES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B", "lora.down": "A", "lora.up": "B"}
+PEFT = re.compile(r"(?P<prefix>base_model\.model\.|unet\.|transformer\.)(?P<module>[\w.]+)\.(?P<half>lora_A|lora_B)\.weight")
+OLDER = re.compile(r"(?P<prefix>unet\.|transformer\.|)(?P<module>[\w.]+)\.(?P<half>lora\.down|lora\.up)\.weight")  # diffusers before peft
+PROCESSOR = re.compile(r"(?P<prefix>unet\.|)(?P<block>[\w.]+)\.processor\.(?P<name>to_[qkv]|to_out)_lora\.(?P<half>down|up)\.weight")
+KOHYA = re.compile(r"(?P<prefix>lora_unet_)(?P<module>\w+)\.(?P<half>lora_down|lora_up)\.weight")
+ALPHA = re.compile(r"(?P<prefix>lora_unet_|unet\.|transformer\.|)(?P<module>[\w.]+?)(\.lora)?\.alpha")
+TEXT_ENCODER = re.compile(r"(lora_te\d?_|text_encoder(_\d)?\.|base_model\.model\.text_model\.|text_model\.)")
+OTHER_METHODS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_w": "LoHa",
+    "lokr_w": "LoKr",
+    "lora_mid": "LoCon with a Tucker core",
+    "oft_": "OFT",
+    "ia3_": "IA3",
+    r"\.diff(_b)?$": "a difference of whole weights",
+    r"lora_B\.bias": "a LoRA with biases",
+    "lora_embedding_": "a LoRA of embeddings",
+}
+# What a LoraConfig must say, if anything, for the weights alone to be the whole LoRA.
+PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
+    "use_dora": False,
+    "use_rslora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "alpha_pattern": {},
+    "rank_pattern": {},
+    "modules_to_save": None,
+    "layer_replication": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+}
+REBASING = ("pissa", "olora", "loftq", "corda")  # ways to start a LoRA that change the base beneath it
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as it was found. `alpha` is None where the file says none; programs then take the rank for it.
+
+    weights    {"<module>.lora_A.weight": (rank, in[, h, w]), "<module>.lora_B.weight": (out, rank[, 1, 1])}, modules named as in the file
+    kohya      whether they are named as kohya does, with _ for .
+    component  "unet" or "transformer", "" = it does not say
+    sha256     of the .safetensors, whatever it lies in
+    """
+
+    name: str
+    weights: Mapping[str, Array]
+    kohya: bool
+    component: str
+    rank: int
+    alpha: float | None
+    sha256: str
+
+
+def read_lora(path: Path) -> LoraFile:
+    """The LoRA of a .safetensors file, or of a folder or a zip that holds one; ConfigError says what is wrong with it."""
+    try:
+        raw, config = _open(path)
+        return _Reader(raw, config).lora(path.name)
+    except _Refused as fault:
+        raise ConfigError(f"The LoRA {path} cannot be used: {fault}") from None
+    except OSError as error:
+        raise ConfigError(f"The LoRA {path} cannot be read ({error.strerror or error}): give a file that is there by --lora FILE.") from error
+
+
+class _Refused(Exception):
+    """What is wrong, to be said after the name of the file."""
+
+
+# ---- where it lies ----
+
+
+def _open(path: Path) -> tuple[bytes, bytes | None]:
+    """The bytes of the one .safetensors, and of the adapter_config.json beside it."""
+    if path.is_dir():
+        path = path / _only([file.name for file in path.iterdir() if file.is_file()])
+    if not path.exists():
+        raise _Refused("it is not there. Give a file that is by --lora FILE.")
+    if not path.is_file():
+        raise _Refused("it is neither a file nor a folder.")
+    with path.open("rb") as file:
+        magic = file.read(9)
+    if magic.startswith(b"PK\x03\x04"):
+        return _unzip(path)
+    if path.suffix.lower() in PICKLES or (magic[:1] == b"\x80" and magic[8:] != b"{"):
+        raise _Refused(_pickle(path.name))
+    beside = path.with_name(CONFIG)
+    return _bounded(path, MOST_BYTES), _bounded(beside, MOST_HEADER) if beside.is_file() else None
+
+
+def _bounded(path: Path, most: int) -> bytes:
+    size = path.stat().st_size
+    if size > most:
+        raise _Refused(f"{path.name} is larger than {most >> 20} MB, which no LoRA is.")
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _pickle(name: str) -> str:
+    return f"{name} is a pickle, which can run programs: save it as .safetensors."
+
+
+def _only(names: Sequence[str]) -> str:
+    """The one .safetensors among them."""
+    found = [name for name in names if name.endswith(".safetensors")]
+    found = [name for name in found if PurePosixPath(name).name in KNOWN] if len(found) > 1 else found
+    if len(found) == 1:
+        return found[0]
+    if found or any(name.endswith(".safetensors") for name in names):
+        raise _Refused("it holds several .safetensors files: name the one that is meant.")
+    pickles = [name for name in names if name.lower().endswith(PICKLES)]
+    raise _Refused(_pickle(pickles[0]) if pickles else "it holds no .safetensors file.")
+
+
+def _unzip(path: Path) -> tuple[bytes, bytes | None]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) > MOST_ENTRIES:
+                raise _Refused(f"it holds {len(entries)} files, more than {MOST_ENTRIES}.")
+            for entry in entries:
+                _check_entry(entry)
+            names = [entry.filename for entry in entries]
+            if len(names) != len(set(names)):
+                raise _Refused("it holds two files of one name.")
+            chosen = _only([name for name in names if not name.endswith("/")])
+            beside = str(PurePosixPath(chosen).with_name(CONFIG))
+            return archive.read(chosen), archive.read(beside) if beside in names else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise _Refused(f"it is a damaged zip ({error}).") from None
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    """Nothing is unpacked to the disk; an entry that means to leave the folder is still no LoRA's."""
+    name = entry.filename
+    if name.startswith(("/", "\\")) or "\\" in entry.orig_filename or ":" in name or ".." in PurePosixPath(name).parts:
+        raise _Refused(f"the zip's entry {name!r} leads out of its folder.")
+    if entry.flag_bits & 1:
+        raise _Refused(f"the zip's entry {name!r} is encrypted.")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise _Refused(f"the zip's entry {name!r} is a link.")
+    if entry.file_size > MOST_BYTES or entry.file_size > MOST_PACKED * max(entry.compress_size, 1 << 20):
+        raise _Refused(f"the zip's entry {name!r} grows to {entry.file_size:,} bytes, which no LoRA does.")
+
+
+# ---- what it says ----
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class _Reader:
+    """One .safetensors: `tensors` and `metadata` as its header has them, checked against the length of the data."""
+
+    def __init__(self, raw: bytes, config: bytes | None) -> None:
+        self.raw, self.config = raw, config
+        length = int.from_bytes(raw[:8], "little")
+        if len(raw) < 16 or raw[8:9] != b"{":
+            raise _Refused("it is not a .safetensors file.")
+        if length > MOST_HEADER or 8 + length > len(raw):
+            raise _Refused(f"its header of {length:,} bytes is too long, or the file was cut off.")
+        self.begin = 8 + length
+        header = _json(raw[8 : self.begin], "its header")
+        self.metadata = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
+            raise _Refused("the metadata in its header are not text.")
+        if not header:
+            raise _Refused("it holds no weights.")
+        if len(header) > MOST_TENSORS:
+            raise _Refused(f"it holds {len(header)} tensors, more than {MOST_TENSORS}.")
+        self.tensors = {name: _tensor(name, said) for name, said in header.items()}
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Every byte of the data belongs to one tensor."""
+        at = 0
+        for tensor in sorted(self.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+            if tensor.begin != at:
+                raise _Refused("its header does not describe its data: tensors overlap, or leave a gap.")
+            at = tensor.end
+        if at != len(self.raw) - self.begin:
+            raise _Refused("its header does not describe its data: the file was cut off, or something was added.")
+
+    def lora(self, name: str) -> LoraFile:
+        parsed = {key: _parse(key) for key in self.tensors}
+        prefixes = {prefix for prefix, _, half in parsed.values() if half}
+        if len(prefixes) != 1:
+            raise _Refused(f"it mixes keys of several kinds: {', '.join(repr(prefix) for prefix in sorted(prefixes)) or 'alphas alone'}.")
+        prefix = prefixes.pop()
+        names = {key: f"{module}.lora_{half}.weight" for key, (_, module, half) in parsed.items() if half}
+        if len(set(names.values())) != len(names):
+            raise _Refused("it holds one weight under two names.")
+        shapes = {names[key]: self.tensors[key].shape for key in names}
+        rank = _rank(shapes)
+        alphas = {module: key for key, (_, module, half) in parsed.items() if not half}
+        alpha = self._alpha(rank, prefix, alphas, {key.partition(".lora_")[0] for key in shapes})
+        return LoraFile(
+            name=name,
+            weights={names[key]: self._values(key) for key in names},
+            kohya=prefix == "lora_unet_",
+            component={"lora_unet_": "unet", "unet.": "unet", "transformer.": "transformer"}.get(prefix, ""),
+            rank=rank,
+            alpha=alpha,
+            sha256=hashlib.sha256(self.raw).hexdigest(),
+        )
+
+    def _values(self, key: str) -> Array:
+        """A tensor in float32."""
+        tensor = self.tensors[key]
+        flat = np.frombuffer(self.raw, DTYPES[tensor.dtype], math.prod(tensor.shape), self.begin + tensor.begin)
+        if tensor.dtype == "BF16":  # the upper half of a float32
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        values = flat.astype(np.float32).reshape(tensor.shape)
+        if not (np.abs(values) <= LARGEST).all():
+            raise _Refused(f"{key!r} is not finite, or larger than {LARGEST:g}.")
+        return values
+
+    def _alpha(self, rank: int, prefix: str, alphas: Mapping[str, str], modules: set[str]) -> float | None:
+        """What the LoRA says of its alpha, in its tensors or its config; None = nothing."""
+        config = self._config(prefix)
+        for field, plain in PLAIN.items():
+            if config.get(field, plain) not in (plain, None):
+                raise _Refused(f"its config says {field} {config[field]!r}, and LoopHIL tunes plain LoRAs of one rank and alpha.")
+        if str(config.get("init_lora_weights", "")).lower().startswith(REBASING):
+            raise _Refused(f"its config says init_lora_weights {config['init_lora_weights']!r}: it belongs to a base that was changed for it.")
+        if config.get("r", rank) != rank:
+            raise _Refused(f"its config says rank {config['r']!r}, and its weights have {rank}.")
+        said = {_number(config["lora_alpha"])} if "lora_alpha" in config else set()
+        if alphas:
+            if set(alphas) != modules:
+                raise _Refused("some of its modules have an alpha, and others none.")
+            if any(math.prod(self.tensors[key].shape) != 1 for key in alphas.values()):
+                raise _Refused("an alpha in it is no number.")
+            said |= {float(self._values(key).item()) for key in alphas.values()}
+        if len(said) > 1:
+            raise _Refused(f"it says several alphas: {', '.join(f'{alpha:g}' for alpha in sorted(said))}.")
+        if any(not 0 < alpha <= LARGEST for alpha in said):
+            raise _Refused(f"its alpha is {said.pop():g}.")
+        return said.pop() if said else None
+
+    def _config(self, prefix: str) -> dict[str, Any]:
+        """The LoraConfig: beside peft's weights, in the header of diffusers'."""
+        if prefix == "base_model.model.":
+            if self.config is None:
+                raise _Refused(f"{CONFIG} is missing, without which nobody knows peft's alpha: keep the two files together.")
+            return _json(self.config, CONFIG)
+        if "lora_adapter_metadata" not in self.metadata or prefix not in ("unet.", "transformer."):
+            return {}
+        config = _json(self.metadata["lora_adapter_metadata"].encode(), "lora_adapter_metadata in its header")
+        return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+
+
+def _number(said: Any) -> float:
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        raise _Refused(f"its alpha is {said!r}, which is no number.")
+    return float(said)
+
+
+def _json(text: bytes, what: str) -> dict[str, Any]:
+    """An object without a name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _Refused(f"{what} says one name twice.")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        raise _Refused(f"{what} is not JSON.") from None
+    if not isinstance(found, dict):
+        raise _Refused(f"{what} is not a JSON object.")
+    return found
+
+
+def _tensor(name: str, said: Any) -> _Tensor:
+    """One entry of a header."""
+    said = said if isinstance(said, dict) else {}
+    dtype, shape, offsets = said.get("dtype"), said.get("shape"), said.get("data_offsets")
+    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
+        raise _Refused(f"its header does not describe {name!r}.")
+    if dtype not in SIZES:
+        raise _Refused(f"{name!r} is of type {dtype!r}, and a LoRA is of {', '.join(SIZES)}.")
+    if offsets[1] - offsets[0] != SIZES[dtype] * math.prod(shape):
+        raise _Refused(f"its header does not describe {name!r}: shape {shape} takes another number of bytes.")
+    return _Tensor(dtype, tuple(shape), *offsets)
+
+
+def _counts(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int and 0 <= number <= MOST_BYTES for number in numbers)
+
+
+def _parse(key: str) -> tuple[str, str, str]:
+    """(prefix, module, "A" or "B", "" = it is an alpha) of a key in any of the formats."""
+    if TEXT_ENCODER.match(key):
+        raise _Refused(f"{key!r} is of a text encoder, which LoopHIL does not tune: save the LoRA of the UNet or transformer alone.")
+    for mark, method in OTHER_METHODS.items():
+        if re.search(mark, key):
+            raise _Refused(f"{key!r} is of {method}, and LoopHIL tunes plain LoRAs alone.")
+    if match := PROCESSOR.fullmatch(key):
+        name = "to_out.0" if match["name"] == "to_out" else match["name"]
+        return match["prefix"], f"{match['block']}.{name}", HALVES[f"lora.{match['half']}"]
+    if match := KOHYA.fullmatch(key) or PEFT.fullmatch(key) or OLDER.fullmatch(key):
+        return match["prefix"], match["module"], HALVES[match["half"]]
+    if match := ALPHA.fullmatch(key):
+        return match["prefix"], match["module"], ""
+    raise _Refused(f"{key!r} is not a LoRA's key in diffusers', peft's or kohya's format.")
+
+
+def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The one rank of all modules, each of which has both halves."""
+    ranks = set()
+    for key, shape in shapes.items():
+        half = key.removesuffix(".weight")[-1]
+        if key.replace(f".lora_{half}.weight", f".lora_{'B' if half == 'A' else 'A'}.weight") not in shapes:
+            raise _Refused(f"{key!r} has no other half.")
+        if len(shape) not in (2, 4) or 0 in shape:
+            raise _Refused(f"{key!r} has the shape {shape}, and no layer's LoRA has.")
+        ranks.add(shape[0 if half == "A" else 1])
+    if len(ranks) != 1:
+        raise _Refused(f"its modules have different ranks ({', '.join(str(rank) for rank in sorted(ranks))}), and LoopHIL's have one.")
+    return ranks.pop()
