@@ -170,7 +170,8 @@ def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
     return {
         "model_cfg": {
             "embed_dim": 128,
-            "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "patch_size": 8, "head_width": 32},
+            # Convolutions (open_clip's ModifiedResNet): textures and thin shapes are lost on patches of a vision transformer this small.
+            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "head_width": 64},
             "text_cfg": {
                 "context_length": TEXT_LENGTH,
                 "vocab_size": len(tokenizer),

@@ -79,7 +79,7 @@ class Stage:
     def open(cls, path: Path, model: Any, device: torch.device, *, rates: tuple[float, float], decay: float) -> "Stage":
         """The stage kept at `path`, or a new one. rates: of the matrices (Muon) and of the rest (AdamW); decay: of the average."""
         model.to(device, memory_format=torch.channels_last)
-        inner = [p for n, p in model.named_parameters() if p.ndim in (2, 4) and not re.search(r"embedding|conv_in|conv_out|positional", n)]
+        inner = [p for n, p in model.named_parameters() if p.ndim in (2, 4) and not re.search(r"embedding|conv_in|conv_out|positional|attnpool", n)]
         inside = {id(p) for p in inner}
         adam = torch.optim.AdamW([p for p in model.parameters() if id(p) not in inside], lr=rates[1], betas=(0.9, 0.98), weight_decay=0.0)
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}

@@ -34,9 +34,9 @@ from data.stages import Stage, timed
 HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
 LOOK_EVERY = 500  # steps, for pictures on the way
-BATCH = {"vae": 48, "unet": 64, "clip": 128}
+BATCH = {"vae": 48, "unet": 64, "clip": 64}
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
-DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.99}
+DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.995}
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def train_clip(minutes: float, device: torch.device) -> None:
     for generator, pace in timed(stage, minutes):
         rows = torch.randint(PICTURES, (BATCH["clip"],), generator=generator).sort().values
         rng = np.random.default_rng((1, stage.step))
-        texts = [text for i in rows for text in captions_with_changes(int(i), rng, 3)]
+        texts = [text for i in rows for text in captions_with_changes(int(i), rng, 4)]
         tokens = tokens_of(tokenizer, texts, device).view(len(rows), 4, -1)
         with quickly(device):
             loss = clip_loss(stage.model, to_tensor(data[rows.numpy()], device), tokens)
