@@ -20,7 +20,7 @@ class ClipScore:
     model: str | None = None
     device: str = "cpu"
     name: str = "clip_score"
-    scale: float = 0.03
+    scale: float = 0.04
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
         from rewards import features  # torch and open_clip take seconds to import: not before somebody wants a score
