@@ -584,6 +584,7 @@ def test_a_denoiser_that_does_not_fit_is_not_compiled(monkeypatch: pytest.Monkey
         Policy(tiny_pipeline(), LORA, memory=Memory(compile=True))
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_follows_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = []
 
