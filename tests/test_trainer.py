@@ -586,8 +586,7 @@ class Small:
 NO_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")]
 
 
-@pytest.mark.parametrize("error", NO_MEMORY, ids=["GPU", "CPU"])
-@pytest.mark.parametrize(("most", "size"), [(3, 2), (1, 1)])
+@pytest.mark.parametrize(("most", "size", "error"), [(3, 2, NO_MEMORY[0]), (1, 1, NO_MEMORY[1])], ids=["GPU", "CPU"])
 def test_where_memory_runs_out_the_update_begins_again_with_smaller_micro_batches(
     most: int, size: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
