@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.random_models import PUBLISHED, random_pipeline
+from bench.speed import rated
 from loophil.build import EMBEDDED
 from loophil.config import Settings
 from loophil.families import Embeddings
@@ -28,7 +28,7 @@ from loophil.policy import LEARNER, Policy
 from loophil.sampler import Sampler
 from loophil.scheduler import schedule_of
 from loophil.trainer import Trainer
-from loophil.types import DrawSettings, Group, Lesson
+from loophil.types import DrawSettings
 
 SQUARE = 4096  # rows and columns of the matrices that the device is measured with; a quarter of it on a CPU
 
@@ -41,7 +41,8 @@ def run(model: str, argv: list[str]) -> int:
     settings = Settings.read(knobs)
     device = choose_device(settings.device)
     policy, embeddings = _loaded(model, settings, device)
-    policy.encode_prompt = lambda *prompts: embeddings or Policy.encode_prompt(policy, *prompts)  # type: ignore[method-assign]
+    if embeddings:
+        policy.encode_prompt = lambda *prompts: embeddings  # type: ignore[method-assign]
     schedule = schedule_of(policy.family.noise)
     sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction)
     trainer = Trainer(policy, schedule, settings.learn, seed=0)
@@ -49,8 +50,7 @@ def run(model: str, argv: list[str]) -> int:
     seeds = tuple(range(k))
 
     drawing = sampler.draw("a red circle", draw, seeds)  # warms up, too
-    lesson = Lesson(Group("bench", drawing.prompt, draw, 0, ()), np.linspace(-1.5, 1.5, k), {"human:bench": 1.0}, 0)
-    example = trainer.example(lesson, drawing.trajectory)
+    example = rated(trainer, drawing)
     drawn, drawing_peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
     trained, training_peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
 

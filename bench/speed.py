@@ -9,7 +9,8 @@ import numpy as np
 from loophil.build import load_engine
 from loophil.config import Settings
 from loophil.jobs import Engine
-from loophil.types import DrawSettings, Group, Lesson
+from loophil.trainer import Example, Trainer
+from loophil.types import Drawing, DrawSettings, Group, Lesson
 
 
 def run(argv: list[str]) -> int:
@@ -35,14 +36,17 @@ def _drawing(engine: Engine, draw: DrawSettings, seeds: tuple[int, ...]) -> floa
 
 
 def _update(engine: Engine, draw: DrawSettings, seeds: tuple[int, ...]) -> float:
-    drawing = engine.sampler.draw("a red circle", draw, seeds)
-    advantages = np.linspace(-1.5, 1.5, len(seeds))
-    lesson = Lesson(Group("bench", "a red circle", draw, 0, ()), advantages, {"human:bench": 1.0}, 0)
-    example = engine.trainer.example(lesson, drawing.trajectory)
+    example = rated(engine.trainer, engine.sampler.draw("a red circle", draw, seeds))
     began = time.monotonic()
     for _ in engine.trainer.update([example]):
         pass
     return time.monotonic() - began
+
+
+def rated(trainer: Trainer, drawing: Drawing) -> Example:
+    """A group as somebody may have rated it, ready to be learned from."""
+    group = Group("bench", drawing.prompt, drawing.settings, drawing.policy_version, ())
+    return trainer.example(Lesson(group, np.linspace(-1.5, 1.5, len(drawing.seeds)), {"human:bench": 1.0}, 0), drawing.trajectory)
 
 
 def _report(name: str, taken: list[float]) -> None:

@@ -102,13 +102,14 @@ class Watch:
 
     def _sign(self, loop: LoopKnobs) -> str:
         """What the readings of the window say, "" = nothing."""
+        whence = "the LoRA that the run began from" if adopted(self._store) else "the base"
         drift = float(np.mean(self._drifts))
         if len(self._drifts) == WINDOW and drift > loop.drift_cap_nats:
-            return f"pictures went {drift:.1f} nats a step from the base, and --loop.drift-cap-nats is {loop.drift_cap_nats:g}"
+            return f"pictures went {drift:.1f} nats a step from {whence}, and --loop.drift-cap-nats is {loop.drift_cap_nats:g}"
         ours, base = sum(twins.spread for twins in self._twins), sum(twins.base for twins in self._twins)
         share = ours / base if len(self._twins) == WINDOW and base else math.inf
         if share < loop.diversity_floor:
-            return f"pictures of one prompt differ {share:.0%} as much as the base's, and --loop.diversity-floor is {loop.diversity_floor:g}"
+            return f"pictures of one prompt differ {share:.0%} as much as those of {whence}, and --loop.diversity-floor is {loop.diversity_floor:g}"
         return ""
 
     def _fallen(self) -> Fallen | None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from loophil.errors import ConfigError
@@ -334,11 +335,15 @@ def knobs() -> list[tuple[str, str, str]]:
     for name, info in Settings.model_fields.items():
         section = info.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            rows += [(f"--{name}.{k}".replace("_", "-"), str(f.default), f.description or "") for k, f in section.model_fields.items()]
+            rows += [_row(f"{name}.{k}", knob) for k, knob in section.model_fields.items()]
         else:
-            default = "" if info.default_factory or info.default is None else str(info.default)
-            rows.append((f"--{name}".replace("_", "-"), default, info.description or ""))
+            rows.append(_row(name, info))
     return rows
+
+
+def _row(name: str, info: FieldInfo) -> tuple[str, str, str]:
+    default = "" if info.default_factory or info.default is None else str(info.default)
+    return f"--{name}".replace("_", "-"), default, info.description or ""
 
 
 def is_public(settings: Settings) -> bool:

@@ -37,7 +37,7 @@ COMPILED_VARIANTS = 32  # of the denoiser: each adapter, with and without gradie
 
 
 class Policy:
-    """A base pipeline and its two adapters.
+    """A base pipeline and its adapters.
 
     pipeline    a diffusers text-to-image pipeline; its weights are frozen here, and moved to the device as far as they are not offloaded
     lora        rank, alpha and target modules of both adapters

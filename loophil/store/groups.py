@@ -60,22 +60,12 @@ class Groups(Connection):
         return group
 
     def _insert_group(self, group: Group, scheduler: str) -> None:
-        settings = group.settings
-        self._insert(
-            "groups",
-            id=group.id,
-            kind=group.kind,
-            prompt=group.prompt,
-            negative_prompt=settings.negative_prompt,
-            policy_version=group.policy_version,
-            scheduler=scheduler,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            eta=settings.eta,
-            created=group.created,
-        )
+        self._insert("groups", kind=group.kind, **columns_of_group(group, scheduler))
+        self._insert_images("images", group)
+
+    def _insert_images(self, table: str, group: Group) -> None:
         for position, ref in enumerate(group.images):
-            self._insert("images", id=ref.id, group_id=group.id, position=position, seed=ref.seed, file=ref.file)
+            self._insert(table, id=ref.id, group_id=group.id, position=position, seed=ref.seed, file=ref.file)
 
     def group(self, group_id: str) -> Group:
         """UnknownGroup if there is none."""
@@ -144,6 +134,22 @@ class Groups(Connection):
 
     def _groups(self, sql: str, *values: Any) -> list[Group]:
         return [_group(list(images)) for _, images in itertools.groupby(self._rows(sql, *values), key=lambda row: row["number"])]
+
+
+def columns_of_group(group: Group, scheduler: str) -> dict[str, Any]:
+    """What is kept of a group's drawing, whoever drew it."""
+    settings = group.settings
+    return {
+        "id": group.id,
+        "prompt": group.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "policy_version": group.policy_version,
+        "scheduler": scheduler,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "eta": settings.eta,
+        "created": group.created,
+    }
 
 
 def _group(rows: Sequence[sqlite3.Row]) -> Group:

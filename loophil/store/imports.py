@@ -18,8 +18,9 @@ from pathlib import Path
 
 from loophil.errors import InvalidInput
 from loophil.store.files import sync_folder, write_file
+from loophil.store.groups import columns_of_group
 from loophil.store.lessons import Lessons, Taught, act_ids, values_by_source
-from loophil.store.ratings import ActRecord
+from loophil.store.ratings import ActRecord, columns_of_act
 from loophil.types import Act, Group
 
 
@@ -114,46 +115,17 @@ class Imports(Lessons):
             raise
 
     def _insert_imported(self, rated: RatedGroup) -> None:
-        group, settings = rated.group, rated.group.settings
-        self._insert(
-            "imported_groups",
-            id=group.id,
-            prompt=group.prompt,
-            negative_prompt=settings.negative_prompt,
-            base_model=rated.base_model,
-            revision=rated.revision,
-            policy_version=group.policy_version,
-            scheduler=rated.scheduler,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            eta=settings.eta,
-            created=group.created,
-            imported=time.time(),
-        )
-        for position, ref in enumerate(group.images):
-            self._insert("imported_images", id=ref.id, group_id=group.id, position=position, seed=ref.seed, file=ref.file)
+        drawn = columns_of_group(rated.group, rated.scheduler)
+        self._insert("imported_groups", **drawn, base_model=rated.base_model, revision=rated.revision, imported=time.time())
+        self._insert_images("imported_images", rated.group)
         numbers: list[int] = []
         for record, back in zip(rated.acts, taken_back([record.act for record in rated.acts]), strict=True):
             numbers.append(self._insert_imported_act(record, None if back is None else numbers[back]))
 
     def _insert_imported_act(self, record: ActRecord, undoes: int | None) -> int:
-        act = record.act
-        number = self._insert(
-            "imported_acts",
-            group_id=act.group,
-            rater=act.rater,
-            kind=act.kind,
-            best=act.best,
-            worst=act.worst,
-            shown_order=json.dumps(act.order),
-            milliseconds=act.milliseconds,
-            undoes=undoes,
-            policy_version=record.policy_version,
-            created=record.created,
-        )
-        for position, stars in enumerate(act.stars):
-            if stars is not None:
-                self._insert("imported_ratings", act_id=number, position=position, stars=stars)
+        done = columns_of_act(record.act)
+        number = self._insert("imported_acts", **done, undoes=undoes, policy_version=record.policy_version, created=record.created)
+        self._insert_stars("imported_ratings", number, record.act)
         return number
 
     def _forget_imported(self, rater: str) -> int:

@@ -63,24 +63,21 @@ class Ratings(Groups):
     def _insert_act(self, act: Act, policy_version: int) -> int:
         number = self._insert(
             "acts",
+            **columns_of_act(act),
             id=self._next_act(),
-            group_id=act.group,
-            rater=act.rater,
-            kind=act.kind,
-            best=act.best,
-            worst=act.worst,
-            shown_order=json.dumps(act.order),
-            milliseconds=act.milliseconds,
             key=act.key or None,
             undoes=self._to_undo(act) if act.kind == "undo" else None,
             rated=_rated(act),
             policy_version=policy_version,
             created=time.time(),
         )
+        self._insert_stars("ratings", number, act)
+        return number
+
+    def _insert_stars(self, table: str, number: int, act: Act) -> None:
         for position, stars in enumerate(act.stars):
             if stars is not None:
-                self._insert("ratings", act_id=number, position=position, stars=stars)
-        return number
+                self._insert(table, act_id=number, position=position, stars=stars)
 
     def _next_act(self) -> int:
         """Numbers only grow: those of deleted acts are never given again, or what these had taught would count for a new one."""
@@ -104,6 +101,19 @@ class Ratings(Groups):
 
     def _acts(self, sql: str, *values: Any) -> list[ActRecord]:
         return [_record(list(images)) for _, images in itertools.groupby(self._rows(sql, *values), key=lambda row: row["id"])]
+
+
+def columns_of_act(act: Act) -> dict[str, Any]:
+    """What somebody did, as it is kept."""
+    return {
+        "group_id": act.group,
+        "rater": act.rater,
+        "kind": act.kind,
+        "best": act.best,
+        "worst": act.worst,
+        "shown_order": json.dumps(act.order),
+        "milliseconds": act.milliseconds,
+    }
 
 
 def _record(rows: Sequence[sqlite3.Row]) -> ActRecord:

@@ -88,12 +88,13 @@ class Access:
 
     def owner(self, request: Any) -> str:
         """Who publishes. Raises InvalidInput for anybody but the run's owner; on a machine of one's own that is whoever is there."""
-        name = self.signed_in(request)
-        if not self.several:
-            return name or SOMEBODY
-        if name is None or name not in self.owners:
+        if not self.is_owner(request):
             raise InvalidInput("Only the run's owner may do that: sign in as the owner, or use `python -m loophil` where the run lies.")
-        return name
+        return self.signed_in(request) or SOMEBODY
+
+    def is_owner(self, request: Any) -> bool:
+        """Whether `owner` would let them."""
+        return not self.several or self.signed_in(request) in self.owners
 
     def board_rater(self, request: Any, browser: str, name: str = "") -> str:
         """Who the board's acts are filed under: the one who signed in, else the name that somebody gave themselves, else one for each browser.

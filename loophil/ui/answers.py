@@ -54,14 +54,14 @@ def facts(group: Group, scores: Mapping[str, Sequence[float | None]]) -> dict[st
     return {"version": group.policy_version, "seeds": seeds, "scores": {reward: list(values) for reward, values in scores.items()}}
 
 
-def bar(status: Status, tallies: Sequence[Tally], images: Path, *, may_teach: bool, sign_in: bool) -> dict[str, Any]:
+def bar(status: Status, tallies: Sequence[Tally], images: Path, *, may_teach: bool, is_owner: bool, sign_in: bool) -> dict[str, Any]:
     """What the status bar shows. `now` is the server's clock, so that ages do not depend on the browser's; `sign_in`: a password would help.
 
     `disk`: bytes left where the run lies, once they are few.
     """
     better, free = verdict(tallies[-1]) if tallies else None, shutil.disk_usage(images).free
     known = {"better": better, "disk": free if free < LITTLE_DISK else None, "now": time.time()}
-    return {**status_answer(status), **known, "may_teach": may_teach, "sign_in": sign_in}
+    return {**status_answer(status), **known, "may_teach": may_teach, "is_owner": is_owner, "sign_in": sign_in}
 
 
 def version_row(version: Version, name: str) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class Board(Handlers):
         except LoopHILError:  # another run is being opened: there is nothing to read for a moment
             tallies = []
         sign_in = bool(self.access.passwords) and not may_teach
-        return answers.bar(self.session.status(), tallies, self.session.images, may_teach=may_teach, sign_in=sign_in)
+        is_owner = self.access.is_owner(request)
+        return answers.bar(self.session.status(), tallies, self.session.images, may_teach=may_teach, is_owner=is_owner, sign_in=sign_in)
 
     def sync(self, request: gr.Request, event: gr.EventData) -> tuple[Answer, Answer]:
         """Files a batch of acts and says which groups come next; also the bar, since it is news to whoever just rated."""

@@ -138,7 +138,7 @@ function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
   status = event.detail;
   show('.forget', status.may_teach);
-  show('.bringing', status.may_teach);
+  show('.bringing', status.is_owner);
   if (visible() && (status.ratings !== shownRatings || status.policy_version !== shownVersion)) { shownRatings = status.ratings; look(); }
 }
 
