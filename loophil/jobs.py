@@ -147,7 +147,8 @@ class Studio:
 class Strip:
     """The same few prompts at one seed, drawn by each version in a quiet moment: what the ratings have done, for the eye.
 
-    The first prompt comes before the others, the newest version before older ones. `prompts`: what is drawn, wildcards filled in.
+    The first prompt comes before the others; of each the newest version, then the base that it is held against, then those between.
+    `prompts`: what is drawn, wildcards filled in.
     """
 
     def __init__(self, studio: Studio, clock: Callable[[], float]) -> None:
@@ -173,7 +174,8 @@ class Strip:
 
     def draw(self, engine: Engine) -> None:
         """The next picture."""
-        version, which = min(self._due, key=lambda due: (due[1], -due[0]))
+        newest = max(version for version, _ in self._due)
+        version, which = min(self._due, key=lambda due: (due[1], due[0] != newest, due[0] != 0, -due[0]))
         del self._due[version, which]
         self._due = dict.fromkeys(self._due, self._clock())  # who is busy waits for one picture at a time
         picture = self._studio.picture(engine, self.prompts[which], STRIP_SEED, Look(version))
