@@ -50,7 +50,11 @@ def versions(session: Session) -> list[tuple[int, int | None, str]]:
     return [(version.number, version.parent, version.kind) for version in session.versions()]
 
 
-@pytest.fixture(scope="module", params=PIPELINES, ids=list(PIPELINES))
+ALIKE = ("SDXL", "SD3")  # two more of the same kinds of layers: for make test-all
+FAMILIES = [pytest.param(name, id=name, marks=pytest.mark.slow if name in ALIKE else ()) for name in PIPELINES]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path], torch.Tensor, torch.Tensor]:
     """(model folder, {format: exported file}, what the tuned model draws, what the base draws)."""
     home = tmp_path_factory.mktemp("tuned")

@@ -1,16 +1,25 @@
 """The training script: what it must not get wrong where nobody looks. The figures of what it made are in the README."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from data import examples
 from data.examples import held_out, one_changed, training_caption
 from data.networks import cell_weights, new_tokenizer
 from data.scenes import caption, sample_scene
 from data.stages import Muon, Stage
+
+KEPT = Path(__file__).parent.parent / "data" / "base" / "tokenizer"
+
+
+def kept_tokenizer() -> CLIPTokenizer:
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(KEPT)
+    return tokenizer
 
 
 def test_no_training_caption_states_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +53,9 @@ def test_one_changed_differs_in_exactly_one_attribute() -> None:
         assert sum(differences) == 1
 
 
-def test_the_tokenizer_takes_any_text_and_knows_this_worlds_words() -> None:
-    tokenizer = new_tokenizer()
+@pytest.mark.parametrize("make", [pytest.param(new_tokenizer, id="new", marks=pytest.mark.slow), pytest.param(kept_tokenizer, id="kept")])
+def test_the_tokenizer_takes_any_text_and_knows_this_worlds_words(make: Callable[[], CLIPTokenizer]) -> None:
+    tokenizer = make()
     words = ["a", "striped", "red", "circle", "to", "the", "left", "of", "a", "small", "blue", "star"]
     assert len(tokenizer(" ".join(words)).input_ids) == len(words) + 2  # one token a word, begin and end
     assert tokenizer.unk_token_id not in tokenizer("Zürich 日本 №1 🙂").input_ids[1:-1]

@@ -93,7 +93,7 @@ def test_replay_in_the_batch_of_the_drawing_has_ratio_1_to_the_last_bit() -> Non
     assert (stats.ratio_mean, stats.ratio_std, stats.approx_kl) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize("micro_batch", [1, 3])
 def test_replay_in_another_batch_is_within_a_thousandth_of_a_nat(micro_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(micro_batch=micro_batch, **PURE)
     monkeypatch.setitem(OBJECTIVES, "loop", spy := Mock(wraps=OBJECTIVES["loop"]))
@@ -202,14 +202,13 @@ def test_the_gradient_is_that_of_the_loss_that_is_reported() -> None:
     assert (losses[0] - losses[1]) / 0.006 == pytest.approx(slope, rel=0.02)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize(("objective", "micro_batch"), [("loop", 1), ("loop", 3), ("rloo", 3)])  # the two losses there are
 def test_micro_batches_add_up_to_the_same_trajectory_gradient(objective: str, micro_batch: int) -> None:
     whole, parts = (trajectory_gradient(objective, micro_batch=size) for size in (4, micro_batch))
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+@pytest.mark.parametrize("micro_batch", [1, 3])
 def test_micro_batches_add_up_to_the_same_forward_gradient(micro_batch: int) -> None:
     gradients = []
     for size in (64, micro_batch):
