@@ -61,7 +61,7 @@ class StandInHub:
         if path == "/api/whoami-v2":
             return 200, {"name": self.user, "type": "user", "orgs": []}
         if found := re.fullmatch(r"(?:/api)?/buckets/([^/]+/[^/]+)(/.*)?", path):
-            return self.of_bucket(*found.groups(), body)
+            return self.of_bucket(found[1], found[2], body)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         return self.of_repository(path, body)
@@ -131,7 +131,6 @@ class StandInHub:
         self.commits.append((name, lines[0]["value"]["summary"], files))
         oid = f"{len(self.commits):040x}"
         return 200, {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}
-
 
     def tree(self, name: str, prefix: str, number: str) -> tuple[int, Any]:
         """All files whose paths begin so, those of folders with longer names too."""

@@ -6,6 +6,7 @@ On a folder, and through the real huggingface_hub against a stand-in on loopback
 import json
 import logging
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -31,12 +32,12 @@ SOON = 60.0  # seconds; reached only by a test that fails
 class Noting(Folder):
     """`sent`: the names of each sending; `fault`: what goes wrong in the next one; `hold`: called in each."""
 
-    sent: list[list[str]]
     fault: Exception | None = None
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.sent, self.hold = [], lambda: None
+        self.sent: list[list[str]] = []
+        self.hold: Callable[[], None] = lambda: None
 
     def send(self, files: Mapping[str, Path], seal: tuple[str, Path], gone: Sequence[str]) -> None:
         self.hold()
@@ -308,11 +309,14 @@ def test_a_database_that_is_gone_or_damaged_is_not_kept(kept: Kept, runs: Path, 
     with pytest.raises(RunError, match="cannot be copied"):
         store.copy_database(tmp_path / "no" / "folder.sqlite")
     store.close()
-    database = bytearray((runs / "first" / "run.sqlite").read_bytes())
-    for page in range(2, len(database) // 4096):
-        database[4096 * page : 4096 * page + 100] = b"\xff" * 100
-    (runs / "first" / "run.sqlite").write_bytes(database)
-    with pytest.raises(RunError, match="is damaged|cannot be copied"):
+    file = runs / "first" / "run.sqlite"
+    with closing(sqlite3.connect(file)) as db:
+        sql = "SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = 'acts_of_group'"
+        page, size = db.execute(sql).fetchone()
+    database = bytearray(file.read_bytes())
+    database[size * (page - 1) : size * (page - 1) + 100] = b"\xff" * 100
+    file.write_bytes(database)
+    with pytest.raises(RunError, match="The database of the run 'first' is damaged"):
         store.copy_database(tmp_path / "copy.sqlite")
 
 
@@ -390,7 +394,8 @@ def test_the_hub_keeps_a_run_and_gives_it_back(address: str, hub: StandInHub, ru
         files = content(runs / "first")
     assert hub.repositories == {repository: True}  # private
     assert len(kept.sets()) == KEPT
-    hub.files[repository] |= {"loop-2/first/sets/9999999999999-1-0.json": b"of somebody else", "README.md": b"what this is"}
+    hub.files[repository] |= {"loop2first/sets/9999999999999-1-0.json": b"of somebody else", "README.md": b"what this is"}
+    assert [name for name in kept.place.listed() if not name.startswith("first/") or "9999999999999" in name] == []
     assert bring_back(Settings(runs=tmp_path / "new", snapshots=address)).run == "first"
     assert content(tmp_path / "new" / "first") == files
     if "datasets" in address:

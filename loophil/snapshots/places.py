@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, but its __init__ does not say so to type checkers
 
 from loophil.errors import ConfigError, LoopHILError
 
