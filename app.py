@@ -19,6 +19,7 @@ from loophil import __version__
 from loophil.config import Settings, is_public
 from loophil.errors import ConfigError, RunError
 from loophil.process import prepare_process
+from loophil.space import notes, on_space, on_zero_gpu
 
 log = logging.getLogger("loophil")
 
@@ -63,10 +64,11 @@ def complain(code: int, faults: str) -> int:
 
 
 def for_space(settings: Settings) -> Settings:
-    """On a Space the page has to be on all addresses, unless somebody said otherwise."""
-    if "SPACE_ID" in os.environ and "host" not in settings.model_fields_set:
-        return settings.model_copy(update={"host": "0.0.0.0"})
-    return settings
+    """On a Space the page has to be on all addresses, unless somebody said otherwise; where its GPU is only lent, the CPU does the work."""
+    changes: dict[str, str] = {"device": "cpu"} if on_zero_gpu() else {}
+    if on_space() and "host" not in settings.model_fields_set:
+        changes["host"] = "0.0.0.0"
+    return settings.model_copy(update=changes)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -88,6 +90,7 @@ def serve(settings: Settings, door: socket.socket) -> None:
 
     from loophil.build import build
     from loophil.runs import Runs
+    from loophil.snapshots import bring_back
     from loophil.ui import hang_up, mount
 
     class Server(uvicorn.Server):
@@ -100,7 +103,7 @@ def serve(settings: Settings, door: socket.socket) -> None:
             await super().shutdown(sockets)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    runs = Runs(settings, build)
+    runs = Runs(bring_back(settings), build)
     server = None
     try:
         app = mount(runs, settings)
@@ -115,9 +118,9 @@ def welcome(settings: Settings, run: str, port: int) -> str:
     """What to do next, and, where strangers may come, who may teach."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else f"[{settings.host}]" if ":" in settings.host else settings.host
     lines = [f"LoopHIL {__version__}, run '{run}', model {settings.model}", f"Open http://{host}:{port}", LEARN_MORE]
-    if is_public(settings) and not settings.public and not settings.auth and "SPACE_ID" not in os.environ:
+    if is_public(settings) and not settings.public and not settings.auth and not on_space():
         lines.append("Strangers may look, but nobody can sign in to rate: start with --auth name:password, or with --public to let everybody rate.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes(settings)])
 
 
 if __name__ == "__main__":

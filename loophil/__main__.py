@@ -36,6 +36,7 @@ from loophil.evaluation import Examiner
 from loophil.hub import Repository
 from loophil.process import prepare_process
 from loophil.session import FORMATS, Session
+from loophil.snapshots import bring_back
 from loophil.store import last_opened, list_runs
 from loophil.types import GO_ON, Act, DrawSettings, Group
 
@@ -94,7 +95,7 @@ def simulate(given: argparse.Namespace, knobs: list[str]) -> int:
     throwaway = None
     if settings.run is None:
         throwaway = Path(tempfile.mkdtemp(prefix="loophil-simulate-"))
-        settings = settings.model_copy(update={"run": "simulate", "runs": throwaway})
+        settings = settings.model_copy(update={"run": "simulate", "runs": throwaway, "snapshots": ""})
     try:
         with _open(settings) as session, _lines(given.out) as out:
             Simulation(session, settings, rater, out).run(given.clicks)
@@ -218,7 +219,7 @@ class _open:
     """A session that is closed at the end of the block."""
 
     def __init__(self, settings: Settings) -> None:
-        self.session = build(settings)
+        self.session = build(bring_back(settings))
 
     def __enter__(self) -> Session:
         return self.session

@@ -24,6 +24,9 @@ from loophil.loop import Loop
 from loophil.lora_file import LoraFile, read_lora
 from loophil.prompts import PromptSource, expand, held_out, load_prompts
 from loophil.session import Session
+from loophil.snapshots import NoSnapshots, Snapshots
+from loophil.snapshots.places import place_of
+from loophil.space import notes
 from loophil.store import SET_ON_PAGE, Store, describe_runs, last_opened, open_run
 from loophil.types import DrawSettings, Label
 
@@ -42,6 +45,7 @@ def build(settings: Settings) -> Session:
     prompts = load_prompts(settings.draw.prompts)
     scales = reward_scales(settings)
     lora = read_lora(Path(settings.lora.file).expanduser()) if settings.lora.file else None
+    place = place_of(settings.snapshots) if settings.snapshots else None
     kept = settings.model_dump_json(exclude={"auth": True, "lora": {"file"}})
     store = open_run(settings.runs, settings.run, base_model=settings.model, revision=_revision(settings), settings_json=kept)
     _same_size(store, settings.draw.size)
@@ -61,11 +65,13 @@ def build(settings: Settings) -> Session:
 
     loop = Loop(store, settings, source, load, scales)
     loop.start()
+    snapshots = Snapshots(place, store, lambda: loop.status) if place else NoSnapshots()
+    snapshots.start()
 
     def export(engine: Engine, format: str, label: Label) -> Path:
         return export_adapter(engine, format, label, store=store, settings=loop.settings, prompts=source.prompts)
 
-    return Session(loop, export, blind_prompts=measured)
+    return Session(loop, export, blind_prompts=measured, snapshots=snapshots, notes=notes(settings))
 
 
 def open_store(settings: Settings) -> Store:

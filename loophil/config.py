@@ -133,7 +133,7 @@ class LoopKnobs(Section):
     diversity_floor: float = Field(
         0.7, ge=0, le=1, description="Automatic rounds stop once pictures of one prompt differ less than this share of the base's; 0 = never."
     )
-    threaded: bool = Field(True, description="Work in a background thread; off = inside the call, for Spaces without a resident GPU.")
+    threaded: bool = Field(True, description="Work in a background thread; off = inside the call, whose caller waits, as the command line does.")
 
 
 class Memory(Section):
@@ -169,6 +169,11 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
     run: str | None = Field(None, pattern=RUN_NAME, description="Name of the run; empty = the one opened last, else 'first'.")
     runs: Path = Field(default_factory=lambda: user_data_path("loophil", False) / "runs", description="The folder that holds all runs.")
+    snapshots: str = Field(
+        "",
+        description="Where copies of the run are kept and come back from: hf://buckets/USER/BUCKET/PATH, hf://datasets/USER/NAME or a folder; "
+        "empty = nowhere.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback is public.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     public: bool = Field(False, description="Let everybody who can reach the page rate and change the run.")
@@ -272,7 +277,7 @@ class Settings(BaseSettings):
 
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays, --lora goes. What no longer fits is left out."""
-        fixed = ("run", "runs", "device", "host", "port", "public", "auth", "lora.file")
+        fixed = ("run", "runs", "snapshots", "device", "host", "port", "public", "auth", "lora.file")
         return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":

@@ -25,6 +25,7 @@ from loophil.jobs import Engine
 from loophil.loop import Loop
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
+from loophil.snapshots import NoSnapshots, Snapshots
 from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
 from loophil.taste import Agreement
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
@@ -44,13 +45,23 @@ class Session:
 
     export          writes the adapter as one file and gives its path: (engine, format, label) -> path; runs in the worker
     blind_prompts   what the blind test draws, best what is never trained on; empty = the run's list
+    snapshots       copies of the run, begun already; their note and `notes` stand in the status beside the engine's
     """
 
-    def __init__(self, loop: Loop, export: Callable[[Engine, str, Label], Path], *, blind_prompts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        export: Callable[[Engine, str, Label], Path],
+        *,
+        blind_prompts: Sequence[str] = (),
+        snapshots: Snapshots | NoSnapshots | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         self._loop, self._export = loop, export
         self._store = loop.store
         self._repeats = Repeats(loop.store)
         self._blind = BlindTest(loop.store, self._drawn, blind_prompts or loop.prompts.prompts)
+        self._snapshots, self._notes = snapshots or NoSnapshots(), tuple(notes)
         self._closing = threading.Lock()
         self.images = loop.store.images
         self.k = loop.settings.draw.num_images_per_prompt
@@ -58,7 +69,9 @@ class Session:
 
     def status(self) -> Status:
         """The newest snapshot; instantaneous."""
-        return self._loop.status
+        status = self._loop.status
+        notes = (status.note, self._snapshots.note, *self._notes)
+        return replace(status, note=" ".join(note for note in notes if note) or None)
 
     def upcoming(self, rater: str = DEFAULT_RATER, limit: int = 6, page: str = "") -> list[Group]:
         """Groups to be rated next by this rater, in order; never waits, and tells the loop that a person is there.
@@ -271,9 +284,10 @@ class Session:
         return group
 
     def close(self) -> None:
-        """Stops the worker, then closes the store and releases the run. May be called again."""
+        """Stops the worker, keeps a last snapshot, then closes the store and releases the run. May be called again."""
         with self._closing:
             self._loop.close()
+            self._snapshots.close()
             self._store.close()
 
     def _exported(self, format: str, label: Label, use: Callable[[Path], T]) -> T:

@@ -276,7 +276,7 @@ class Status:
     raters    people whose pages ask for groups just now
     memory    (bytes in use, bytes in all) of the GPU, None without one
     remedies  what may help against `last_error`: RETRY, or GO_ON with automatic rounds that an alarm has stopped
-    note      what should be known of this model, e.g. that it leaves no noise for trajectories to learn from
+    note      what should be known of this model and machine, e.g. that there is no noise for trajectories to learn from, or that the disk forgets
     """
 
     run: str

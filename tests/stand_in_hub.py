@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks while it publishes a model, and everything that it was sent.
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks while it publishes a model or keeps files, and all that it was sent.
 
-A test double only. It takes Git LFS over plain HTTP; Xet, of which it knows nothing, is switched off for the client. Nothing waits: where the
-client would sleep before it tries again, it does not.
+A test double only. Models and datasets take Git LFS over plain HTTP; Xet, of which it knows nothing, is switched off for the client, and for buckets,
+which have nothing else, replaced by `XetSession`. Nothing waits: where the client would sleep before it tries again, it does not.
 """
 
 import base64
@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ LICENCES = {"apache-2.0", "mit", "other", "openrail++"}
 
 @dataclass
 class StandInHub:
-    """`commits`: of each the repository, its message and {path: content}.
+    """`commits`: of each the repository, its message and {path: content}; `files`: {"datasets/NAME" or "buckets/NAME": {path: content}} as it is now.
 
     `faults`: {part of "METHOD /path": status}, answered instead of what is right; 0 = the connection is closed without an answer.
     """
@@ -42,6 +43,7 @@ class StandInHub:
     requests: list[str] = field(default_factory=list)  # method and path
     tokens: set[str] = field(default_factory=set)  # that came with the requests to the API
     stored: dict[str, bytes] = field(default_factory=dict)  # LFS objects by their SHA-256
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
         """What the Hub says: (status, JSON)."""
@@ -58,6 +60,8 @@ class StandInHub:
             return 401, {"error": f"Invalid credentials: {token}"}
         if path == "/api/whoami-v2":
             return 200, {"name": self.user, "type": "user", "orgs": []}
+        if found := re.fullmatch(r"(?:/api)?/buckets/([^/]+/[^/]+)(/.*)?", path):
+            return self.of_bucket(found[1], found[2], body)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         return self.of_repository(path, body)
@@ -74,6 +78,7 @@ class StandInHub:
 
     def create(self, asked: dict[str, Any]) -> tuple[int, Any]:
         name = f"{asked['organization'] or self.user}/{asked['name']}"
+        name = f"datasets/{name}" if asked.get("type") == "dataset" else name
         if asked["organization"] not in (None, self.user):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {asked['organization']!r}"}
         known = {"url": f"{self.url}/{name}"}
@@ -83,17 +88,23 @@ class StandInHub:
         return 200, known
 
     def of_repository(self, path: str, body: bytes) -> tuple[int, Any]:
-        name, what = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/.]+)(?:\.git)?(/.*)?", path).groups()  # type: ignore[union-attr]
+        kind, name, what = re.fullmatch(r"(?:/api)?(?:/(models|datasets))?/([^/]+/[^/.]+)(?:\.git)?(/.*)?", path).groups()  # type: ignore[union-attr]
+        name = f"datasets/{name}" if kind == "datasets" else name
         if what is None:
             return self.info(name)
         if name not in self.repositories:
             return 404, {"error": "Repository not found"}
         if what.startswith("/preupload/"):
             files = [file["path"] for file in json.loads(body)["files"]]
-            large = (".safetensors", ".png")
+            large = (".safetensors", ".png", ".sqlite")
             return 200, {"files": [{"path": p, "uploadMode": "lfs" if p.endswith(large) else "regular", "shouldIgnore": False} for p in files]}
         if what == "/info/lfs/objects/batch":
             return 200, {"transfer": "basic", "objects": [self.upload_of(thing) for thing in json.loads(body)["objects"]]}
+        if what.startswith("/tree/main"):
+            return self.tree(name, what.removeprefix("/tree/main/"), "oid")
+        if what.startswith("/resolve/main/"):
+            content = self.files.get(name, {}).get(what.removeprefix("/resolve/main/"))
+            return (404, {"error": "Entry not found"}) if content is None else (200, content)
         assert what == "/commit/main", path
         return self.commit(name, [json.loads(line) for line in body.splitlines()])
 
@@ -112,10 +123,79 @@ class StandInHub:
         files = {}
         for line in lines[1:]:
             value = line["value"]
-            files[value["path"]] = base64.b64decode(value["content"]) if line["key"] == "file" else self.stored[value["oid"]]
+            if line["key"] == "deletedFile":
+                del self.files[name][value["path"]]
+            else:
+                files[value["path"]] = base64.b64decode(value["content"]) if line["key"] == "file" else self.stored[value["oid"]]
+        self.files.setdefault(name, {}).update(files)
         self.commits.append((name, lines[0]["value"]["summary"], files))
         oid = f"{len(self.commits):040x}"
         return 200, {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}
+
+    def tree(self, name: str, prefix: str, number: str) -> tuple[int, Any]:
+        """All files whose paths begin so, those of folders with longer names too."""
+        files = {path: content for path, content in self.files.get(name, {}).items() if path.startswith(unquote(prefix.strip("/")))}
+        folders = [{"type": "directory", "path": folder, "oid": "0"} for folder in sorted({path.partition("/")[0] for path in files if "/" in path})]
+        return 200, folders + [{"type": "file", "path": path, "size": len(content), number: xet(content)} for path, content in files.items()]
+
+    def of_bucket(self, name: str, what: str | None, body: bytes) -> tuple[int, Any]:
+        name = f"buckets/{name}"
+        if what is None:
+            known = {"url": f"{self.url}/{name}"}
+            if name in self.repositories:
+                return 409, known | {"error": "You already created this bucket"}
+            self.repositories[name] = json.loads(body).get("visibility") == "private"
+            return 200, known
+        if name not in self.repositories:
+            return 404, {"error": "Bucket not found"}
+        files = self.files.setdefault(name, {})
+        if what.startswith("/tree"):
+            return self.tree(name, what.removeprefix("/tree"), "xetHash")
+        if what == "/paths-info":
+            found = [path for path in json.loads(body)["paths"] if path in files]
+            return 200, [{"type": "file", "path": path, "size": len(files[path]), "xetHash": xet(files[path])} for path in found]
+        if what.startswith("/resolve/"):
+            return 200, files[unquote(what.removeprefix("/resolve/"))]
+        assert what == "/batch", what
+        for line in map(json.loads, body.splitlines()):
+            if line["type"] == "addFile":
+                files[line["path"]] = self.stored[line["xetHash"]]
+            else:
+                del files[line["path"]]
+        return 200, {"failed": []}
+
+
+def xet(content: bytes) -> str:
+    """What stands for a file's Xet hash and git number here."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class XetSession:
+    """Stands in for hf_xet, whose protocol the hub does not speak: contents go into `stored` and come from there."""
+
+    def __init__(self, hub: StandInHub) -> None:
+        self._hub = hub
+
+    def new_upload_commit(self, **_: Any) -> "XetSession":
+        return self
+
+    new_file_download_group = new_upload_commit
+
+    def __enter__(self) -> "XetSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def start_upload_file(self, path: str, **_: Any) -> Any:
+        content = Path(path).read_bytes()
+        self._hub.stored[xet(content)] = content
+        result = SimpleNamespace(xet_info=SimpleNamespace(hash=xet(content), file_size=len(content)))
+        return SimpleNamespace(result=lambda: result)
+
+    def start_download_file(self, info: Any, path: str) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(self._hub.stored[info.hash])
 
 
 def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
@@ -131,12 +211,19 @@ def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
             if status == 0:
                 self.close_connection = True
                 return
-            content = json.dumps(said).encode()
+            content = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", "application/octet-stream" if said is content else "application/json")
             self.send_header("content-length", str(len(content)))
+            if said is content:  # a file
+                self.send_header("etag", f'"{xet(content)}"')
+                self.send_header("x-repo-commit", f"{len(hub.commits):040x}")
+                if "/buckets/" in self.path:
+                    self.send_header("x-xet-hash", xet(content))
+                    self.send_header("x-xet-refresh-route", f"{hub.url}/xet")
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         def body(self) -> bytes:
             if self.headers.get("transfer-encoding") != "chunked":
@@ -151,7 +238,7 @@ def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *args: Any) -> None:
             """Silent."""
 
-        do_GET = do_POST = do_PUT = any
+        do_GET = do_HEAD = do_POST = do_PUT = any
 
     return Handler
 
@@ -184,4 +271,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
     with standing_in() as made:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", made.url + template)
+        monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: XetSession(made))
         yield made

@@ -14,6 +14,7 @@ from loophil.errors import ConfigError
 from loophil.export import FORMATS
 from loophil.jobs import Engine
 from loophil.session import Session
+from loophil.snapshots import bring_back
 from loophil.types import Act, DrawSettings
 from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
@@ -154,6 +155,25 @@ def test_a_lora_that_was_lost_is_asked_for_and_taken_again(model: Path, loras: d
         drawn(session)
     with opened(model, "b", "--lora", str(loras["mine"])) as session:
         assert torch.equal(drawn(session), learned)
+
+
+# ---- snapshots ----
+
+
+def test_a_run_goes_on_elsewhere_from_its_last_snapshot(model: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loophil.snapshots.CLOSING", 60.0)
+    monkeypatch.setattr("loophil.build.notes", lambda settings: ("This is a Space.",))
+    (tmp_path / "kept").mkdir()
+    with opened(model, "b", "--snapshots", str(tmp_path / "kept")) as session:
+        say(session)
+        learned = drawn(session)
+        assert session.status().note == "This is a Space."
+    settings = bring_back(Settings.read(["--runs", str(tmp_path / "new"), "--snapshots", str(tmp_path / "kept")]))
+    assert settings.run == "b"
+    with opened(model, "b", "--runs", str(tmp_path / "new")) as session:
+        assert torch.equal(drawn(session), learned)
+        say(session)
+        assert versions(session) == [(0, None, "base"), (1, 0, "update"), (2, 1, "update")]
 
 
 # ---- what is refused ----

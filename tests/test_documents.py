@@ -187,6 +187,9 @@ def test_front_matter_is_what_a_space_needs() -> None:
     assert requirements("requirements.txt")["gradio"].specifier.contains(matter["sdk_version"])
     assert {matter["colorFrom"], matter["colorTo"]} <= SPACE_COLOURS
     assert len(matter["short_description"]) <= 60
+    assert matter["hf_oauth"] is True
+    assert "hf_oauth_scopes" not in matter  # whoever signs in gives their name and no right to anything
+    assert matter["suggested_hardware"] == "cpu-basic"  # what the embedded model needs, which it starts with
 
 
 def test_no_developers_paths_or_package_indexes() -> None:

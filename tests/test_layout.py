@@ -37,9 +37,11 @@ STOREYS = {
     "loophil.hub": 3,
     "loophil.policy": 2,
     "loophil.dataset": 2,
+    "loophil.snapshots": 2,
     "loophil.lessons": 2,
     "loophil.understanding": 3,
     "loophil.taste": 2,
+    "loophil.space": 1,
     "loophil.memory": 1,
     "loophil.offload": 1,
     "loophil.optimizers": 1,
@@ -74,12 +76,12 @@ WALLS = {
     "sqlite_utils": {"loophil.store"},
     "diffusers": {"loophil.families", "loophil.pipeline", "loophil.policy", "loophil.export"},  # the method is pure functions of tensors
     "peft": {"loophil.families", "loophil.policy", "loophil.export"},
-    # A token passes through one module; pipeline and load_failure know the errors alone.
-    "huggingface_hub": {"loophil.hub", "loophil.export", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},
+    # A token that somebody typed passes through hub alone; pipeline and load_failure know the errors alone.
+    "huggingface_hub": {"loophil.hub", "loophil.snapshots", "loophil.export", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},
     "rewards": {"loophil.build"},  # a reward is added without touching the loop
     "data": {"rewards.scene_check"},  # the loop knows nothing of the embedded model's world
 }
-WITHOUT_TORCH = {"loophil.config", "loophil.store", "loophil.session", "loophil.hub", "loophil.ui"}
+WITHOUT_TORCH = {"loophil.config", "loophil.store", "loophil.session", "loophil.hub", "loophil.snapshots", "loophil.space", "loophil.ui"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Reward models that are published as pickles alone are read by one module, weights only; its test writes such files.
 PICKLE_READERS = {Path("rewards/weights.py"): {"torch.load"}, Path("tests/test_reward_models.py"): {"torch.load", "torch.save"}}
