@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks while it publishes a model, and everything that it was sent.
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks while it publishes or downloads a model, and all that it was sent.
 
 A test double only. It takes Git LFS over plain HTTP; Xet, of which it knows nothing, is switched off for the client. Nothing waits: where the
 client would sleep before it tries again, it does not.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -25,9 +25,16 @@ GOOD = "hf_" + "kanarienvogel" * 2
 LICENCES = {"apache-2.0", "mit", "other", "openrail++"}
 
 
+class File(NamedTuple):
+    """One of a model's, in one of its commits."""
+
+    commit: str
+    content: bytes
+
+
 @dataclass
 class StandInHub:
-    """`commits`: of each the repository, its message and {path: content}.
+    """`commits`: of each the repository, its message and {path: content}.  `models`: {repository: {commit: {path: content}}}, the last is main's.
 
     `faults`: {part of "METHOD /path": status}, answered instead of what is right; 0 = the connection is closed without an answer.
     """
@@ -37,6 +44,7 @@ class StandInHub:
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
     repositories: dict[str, bool] = field(default_factory=dict)  # name -> private
     licences: dict[str, Any] = field(default_factory=dict)  # of base models
+    models: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)  # to be downloaded by anybody
     faults: dict[str, int] = field(default_factory=dict)
     said: str = "not now"
     requests: list[str] = field(default_factory=list)  # method and path
@@ -44,13 +52,16 @@ class StandInHub:
     stored: dict[str, bytes] = field(default_factory=dict)  # LFS objects by their SHA-256
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
-        """What the Hub says: (status, JSON)."""
+        """What the Hub says: (status, JSON or File)."""
         self.requests.append(f"{method} {path}")
         for part, status in self.faults.items():
             if part in f"{method} {path}":
                 return status, {"error": self.said}
         if path.startswith("/lfs/"):
             return self.keep(path.removeprefix("/lfs/"), body)
+        if match := re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path):
+            if match[1] in self.models:
+                return self.download(self.models[match[1]], match[1], path[match.end() :])
         if path == "/api/validate-yaml":
             return self.validate(json.loads(body)["content"])
         self.tokens.add(token)
@@ -67,6 +78,18 @@ class StandInHub:
             return 400, {"error": "not what was announced"}
         self.stored[oid] = body
         return 200, {}
+
+    def download(self, commits: dict[str, dict[str, bytes]], name: str, what: str) -> tuple[int, Any]:
+        """A commit, the files of one, or a file of one."""
+        _, kind, revision, path = [*what.split("/", 3), "", "", ""][:4]
+        commit = list(commits)[-1] if revision in ("", "main") else revision
+        if commit not in commits:
+            return 404, {"error": "Revision not found"}
+        if kind == "resolve":
+            return (200, File(commit, commits[commit][path])) if path in commits[commit] else (404, {"error": "Entry not found"})
+        if kind == "tree":
+            return 200, [{"type": "file", "path": p, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for p, data in commits[commit].items()]
+        return 200, {"id": name, "sha": commit, "siblings": [{"rfilename": p} for p in commits[commit]]}
 
     def validate(self, card: str) -> tuple[int, Any]:
         licence = yaml.safe_load(card.split("---\n")[1])["license"]
@@ -131,12 +154,16 @@ def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
             if status == 0:
                 self.close_connection = True
                 return
-            content = json.dumps(said).encode()
+            content = said.content if isinstance(said, File) else json.dumps(said).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            if isinstance(said, File):
+                self.send_header("x-repo-commit", said.commit)
+                self.send_header("etag", f'"{hashlib.sha1(said.content).hexdigest()}"')
             self.send_header("content-length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         def body(self) -> bytes:
             if self.headers.get("transfer-encoding") != "chunked":
@@ -151,7 +178,7 @@ def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *args: Any) -> None:
             """Silent."""
 
-        do_GET = do_POST = do_PUT = any
+        do_GET = do_HEAD = do_POST = do_PUT = any
 
     return Handler
 
@@ -184,4 +211,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
     with standing_in() as made:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", made.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
         yield made
