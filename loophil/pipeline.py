@@ -173,7 +173,11 @@ def _from_single_file(file: Path, device: torch.device, say: Callable[[str], Non
     with safe_open(file, framework="pt") as content:
         keys = content.keys()
     beside = next((folder for folder in (file.with_suffix(""), file.parent) if (folder / "model_index.json").is_file()), None)
-    kind = _index_of(str(beside))["_class_name"] if beside else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
+    kind = (
+        _index_of(str(beside))["_class_name"]
+        if beside
+        else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
+    )
     if not kind:
         raise ConfigError(f"'{file}' is no checkpoint of a whole model that can be tuned (Stable Diffusion, SDXL, SD3, FLUX).")
     wanted = _wanted(kind, device)

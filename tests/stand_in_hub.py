@@ -59,9 +59,8 @@ class StandInHub:
                 return status, {"error": self.said}
         if path.startswith("/lfs/"):
             return self.keep(path.removeprefix("/lfs/"), body)
-        if match := re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path):
-            if match[1] in self.models:
-                return self.download(self.models[match[1]], match[1], path[match.end() :])
+        if (match := re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path)) and match[1] in self.models:
+            return self.download(self.models[match[1]], match[1], path[match.end() :])
         if path == "/api/validate-yaml":
             return self.validate(json.loads(body)["content"])
         self.tokens.add(token)

@@ -199,7 +199,7 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffu
     return finished(pipeline)
 
 
-def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxPipeline:
+def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, single_layers: int = 1, **scheduler: Any) -> FluxPipeline:
     """A whole FluxPipeline, as dev is (guidance embedded, dynamic shifting) or, without guidance, as schnell. Its own size is 256x256."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,7 +208,7 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) 
         transformer = FluxTransformer2DModel(
             in_channels=16,
             num_layers=1,
-            num_single_layers=1,
+            num_single_layers=single_layers,
             attention_head_dim=8,
             num_attention_heads=4,
             joint_attention_dim=2 * WIDTH,
