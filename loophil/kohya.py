@@ -44,14 +44,15 @@ def is_flux(names: Iterable[str]) -> bool:
 
 
 def tensors(weights: Mapping[str, Array], alpha: float, architecture: str) -> dict[str, Array]:
-    """A LoRA as kohya's format has it: `.lora_down.weight`, `.lora_up.weight` and `.alpha` of each layer. InvalidInput where it has no names.
+    """A LoRA as kohya's format has it: `.lora_down.weight`, `.lora_up.weight` and `.alpha` of each layer. InvalidInput for SD3, whose names no
+    loader could be tried with, and for layers without one.
 
     weights: {"<module>.lora_A.weight": (rank, in[, h, w]), "<module>.lora_B.weight": (out, rank[, 1, 1])} in diffusers' names
     architecture: ModelSpec's name of the base's class
     """
     if architecture.startswith("stable-diffusion-3"):
         strength = alpha / len(next(array for key, array in weights.items() if ".lora_A." in key))
-        raise InvalidInput(f"The kohya format has no names for SD3: choose diffusers, which ComfyUI reads, too, at strength {strength:g}.")
+        raise InvalidInput(f"Of SD3 diffusers reads no kohya names: choose the diffusers format, which ComfyUI reads, too, at strength {strength:g}.")
     alphas = {key.partition(".lora_")[0]: alpha for key in weights}
     if architecture.startswith("flux"):
         weights, alphas = fuse(weights, alpha)
@@ -72,7 +73,8 @@ def fuse(weights: Mapping[str, Array], alpha: float) -> tuple[dict[str, Array], 
         if part not in FUSED:
             raise InvalidInput(f"The kohya format has no name for FLUX's {module!r}: choose diffusers or peft.")
         layers[FUSED[part].format(block)] = FUSED[part], block
-    fused, alphas = {}, {}
+    fused: dict[str, Array] = {}
+    alphas: dict[str, float] = {}
     for name, (kind, block) in layers.items():
         parts = [part.format(block) for part in FLUX[kind]]
         trained = [part for part in parts if f"{part}.lora_A.weight" in weights]

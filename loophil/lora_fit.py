@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loophil.errors import ConfigError
-from loophil.kohya import named
-from loophil.lora_file import Array, LoraFile
+from loophil.kohya import Array, named
+from loophil.lora_file import LoraFile
 
 
 def fit(lora: LoraFile, component: str, layers: Mapping[str, tuple[int, ...]], modules: Sequence[str]) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import resolve_revision, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
@@ -133,7 +133,7 @@ def _megabytes_said(say: Callable[[str], None]) -> type[tqdm]:
         def __init__(self, *args: Any, **more: Any) -> None:
             self.bytes, self.hundredth = 0, -1
             self.of_bytes = more.get("name") == "huggingface_hub.snapshot_download"
-            super().__init__(*args, **more)
+            super().__init__(*args, **more)  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             self.bytes += int(n or 0)

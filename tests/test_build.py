@@ -198,8 +198,10 @@ def test_offline_a_branch_is_the_commit_that_was_downloaded(published: StandInHu
     for run in "ab":  # one that is pinned, and a new one
         with opened("ann/tiny", run, "--revision", "main") as session:
             assert torch.equal(drawn(session), first)
-            header = safe_open(file := session.export("kohya"), framework="pt").metadata()
-            assert (header["loophil.base_model"], header["loophil.revision"]) == ("ann/tiny", COMMITS[1])
+            file = session.export("kohya")
+            with safe_open(file, framework="pt") as content:
+                facts = content.metadata()
+            assert (facts["loophil.base_model"], facts["loophil.revision"]) == ("ann/tiny", COMMITS[1])
             assert f"ann/tiny, revision {COMMITS[1]}" in file.with_name("README.md").read_text()
 
 

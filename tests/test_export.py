@@ -396,7 +396,7 @@ def test_unprintable_text_is_refused(fact: str, text: str, small: Adapter, tmp_p
 def test_a_kohya_file_of_sd3_is_refused_with_what_its_programs_read(small: Adapter, tmp_path: Path) -> None:
     sd3 = dataclasses.replace(small, component="transformer", architecture="stable-diffusion-3")
     with pytest.raises(
-        InvalidInput, match=r"^The kohya format has no names for SD3: choose diffusers, which ComfyUI reads, too, at strength 2\.5\.$"
+        InvalidInput, match=r"^Of SD3 diffusers reads no kohya names: choose the diffusers format, which ComfyUI reads, too, at strength 2\.5\.$"
     ):
         export(sd3, "kohya", tmp_path)
     card = export(sd3, "diffusers", tmp_path).with_suffix("").joinpath("README.md").read_text()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from loophil.errors import InvalidInput
 from loophil.export import Adapter, export
-from loophil.families import Flux
+from loophil.families.flux import Flux
 from loophil.kohya import apart, fuse
 from loophil.lora_file import read_lora
 from tests.tiny import tiny_flux
