@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent.parent / "data" / "base"
 PICTURED_PROMPTS = 4
+BASE = "2 of 3: the weights of the base"
 SIZE = "draw.size"  # the note of a run's picture size
 PICTURED_SEED = 42
 
@@ -57,7 +58,10 @@ def build(settings: Settings) -> Session:
     source = PromptSource(trained, seed=settings.seed, position=int(store.noted("prompts.position", 0)))
 
     def load(say: Callable[[str], None]) -> Engine:
-        engine = load_engine(settings, say)
+        pinned = settings if settings.model == "embedded" else settings.model_copy(update={"revision": store.revision()})
+        engine = load_engine(pinned, say)
+        if engine.commit:
+            store.pin(engine.commit)
         if store.noted(LORA, {}).get("sha256"):
             _begin_from_lora(engine, loop.learner, lora)
             loop.settings = loop.settings.changed({"lora.file": ""})  # the run has it now, and can be opened again without
@@ -123,15 +127,18 @@ def measured_prompts(settings: Settings) -> list[str]:
 def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: None) -> Engine:
     """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker; says which part it is at."""
     say("1 of 3: torch and diffusers")
-    from loophil.pipeline import choose_device, device_memory, load_pipeline
+    from loophil.pipeline import choose_device, commit_of, device_memory, load_pipeline
     from loophil.policy import Policy
     from loophil.sampler import Sampler
     from loophil.scheduler import schedule_of
     from loophil.trainer import Trainer
 
     device = choose_device(settings.device)
-    say("2 of 3: the weights of the base")
-    pipeline: Any = load_pipeline(str(EMBEDDED) if settings.model == "embedded" else settings.model, settings.revision, device)
+    say(BASE)
+    model = str(EMBEDDED) if settings.model == "embedded" else settings.model
+    commit = commit_of(model, settings.revision)
+    settings = settings.model_copy(update={"revision": commit or settings.revision})
+    pipeline: Any = load_pipeline(model, settings.revision, device, lambda part: say(f"{BASE}; {part}"))
     say("3 of 3: the LoRA")
     policy = Policy(
         pipeline, settings.lora, seed=settings.seed, size=settings.draw.size, device=device, memory=settings.memory, cache=prompt_cache(settings)
@@ -152,6 +159,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         device=str(device),
         memory=lambda: device_memory(device),
         note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
+        commit=commit,
     )
 
 
@@ -242,7 +250,7 @@ def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, s
         alpha=policy.alpha,
         targets=tuple(policy.targets),
         base_model="loophil-embedded" if settings.model == "embedded" else settings.model,
-        revision=_revision(settings),
+        revision=store.revision(),
         licence=label.licence or licence,
         trigger=label.trigger,
         version=version.number,

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     )
 
     model: str = Field("embedded", description="The base: 'embedded', a Hub id, a folder in diffusers' format, or one .safetensors checkpoint.")
-    revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest.")
+    revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest. A run keeps the commit that it meant at first.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
     run: str | None = Field(None, pattern=RUN_NAME, description="Name of the run; empty = the one opened last, else 'first'.")
     runs: Path = Field(default_factory=lambda: user_data_path("loophil", False) / "runs", description="The folder that holds all runs.")

@@ -29,11 +29,13 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 from safetensors.torch import save
 
+from loophil import kohya
 from loophil.config import RUN_NAME
 from loophil.errors import InvalidInput
 from loophil.types import HUMAN
 
 STAGING = ".loophil-export"
+WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name
 LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 PUBLIC = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 KOHYA_BASES = {
@@ -143,7 +145,7 @@ def _diffusers(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
     tensors = {f"{adapter.component}.{key}": weight for key, weight in adapter.weights.items()}
     config = {f"{adapter.component}.{key}": value for key, value in _lora_config(adapter).items()}
     metadata = {**metadata, "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
-    return {"pytorch_lora_weights.safetensors": _safetensors(tensors, metadata)}
+    return {WEIGHTS: _safetensors(tensors, metadata)}
 
 
 def _peft(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
@@ -155,15 +157,9 @@ def _peft(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
 
 
 def _kohya(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
-    """`lora_unet_<module with _>.lora_down.weight`, `.lora_up.weight`, `.alpha`, and the ss_* header that A1111 reads."""
-    if adapter.component != "unet":
-        raise InvalidInput(f"The kohya format names the modules of a UNet, and this base has a {adapter.component}: choose diffusers or peft.")
-    tensors = {}
-    for key, weight in adapter.weights.items():
-        module, half = key.removesuffix(".weight").rsplit(".lora_", 1)
-        kohya = f"lora_unet_{module.replace('.', '_')}"
-        tensors[f"{kohya}.lora_{'down' if half == 'A' else 'up'}.weight"] = weight
-        tensors[f"{kohya}.alpha"] = torch.tensor(float(adapter.alpha))
+    """`lora_unet_<module with _>.lora_down.weight`, `.lora_up.weight`, `.alpha` by kohya.py, and the ss_* header that A1111 reads."""
+    arrays = {key: weight.detach().to("cpu", torch.float32).numpy() for key, weight in adapter.weights.items()}
+    tensors = {key: torch.from_numpy(array) for key, array in kohya.tensors(arrays, adapter.alpha, adapter.architecture).items()}
     header = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(adapter.rank),
@@ -245,6 +241,10 @@ LOADING = {
     "A1111": {"kohya": "copy `{name}.safetensors` to `models/Lora`, and write `<lora:{name}:1>` into the prompt"},
     "peft": {"peft": '`PeftModel.from_pretrained(pipe.{component}, "FOLDER")`'},
 }
+LOADING_SD3 = LOADING | {
+    "ComfyUI": {"diffusers": "copy `{weights}` to `models/loras`, and put a Load LoRA node of strength {strength:g} behind the checkpoint"},
+    "A1111": {"": "no format that it takes whole"},
+}
 CARD = """---
 {front}
 ---
@@ -285,14 +285,15 @@ def _card(adapter: Adapter, format: str, name: str, pictures: Sequence[BeforeAft
         widget=[{"text": p.prompt, "output": {"url": f"images/tuned_{i}.png"}} for i, p in enumerate(pictures)] or None,
     )
     shown = _rows((_plain(p.prompt), p.seed, f"![base](images/base_{i}.png)", f"![tuned](images/tuned_{i}.png)") for i, p in enumerate(pictures))
-    ways = {program: known.get(format, f"export this version as {next(iter(known))}") for program, known in LOADING.items()}
+    loading = LOADING_SD3 if adapter.architecture == "stable-diffusion-3" else LOADING
+    ways = {program: known.get(format, known.get("", f"export this version as {next(iter(known))}")) for program, known in loading.items()}
     return CARD.format(
         front=front.to_yaml(),
         adapter=adapter,
         base=_plain(base),
         facts=_rows(_facts(adapter).items()),
         grid=f"{BEFORE_AFTER}{shown}\n" if pictures else "",
-        loading=_rows(ways.items()).format(name=name, component=adapter.component),
+        loading=_rows(ways.items()).format(name=name, component=adapter.component, weights=WEIGHTS, strength=adapter.alpha / adapter.rank),
     )
 
 

@@ -59,6 +59,7 @@ class Engine:
     describe(images, prompts) -> (k, d) of each kind of feature that the taste model learns from
     memory() -> (bytes in use, bytes in all), None without a GPU
     scheduler: what a group's record says it was drawn with;  note: what the status should say of this model, "" = nothing
+    commit: of a Hub model, the one that was loaded
     """
 
     policy: Policy
@@ -70,6 +71,7 @@ class Engine:
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
     note: str = ""
+    commit: str | None = None
 
 
 def adopted(store: Store) -> int:

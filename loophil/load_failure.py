@@ -16,7 +16,7 @@ TOKEN = re.compile(r"hf_\w{8,}")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # What the Hub's client raises when nobody answers: httpx's, httpx2's or requests', by the release of huggingface_hub.
 HTTPError: type[Exception] = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-FAILURES = (OSError, ValueError, HTTPError, errors.EntryNotFoundError)
+FAILURES = (OSError, ValueError, HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError)
 GIVE = "Give a diffusers folder, a .safetensors checkpoint or a Hub id by --model."
 
 
@@ -42,7 +42,7 @@ def why(error: BaseException, model: str, revision: str | None = None) -> str:
     if answers := [each.response.status_code for each in chain if isinstance(each, errors.HfHubHTTPError)]:
         remedy = "Set HF_TOKEN to a token that may read it." if answers[0] in (401, 403) else "Try again later."
         return f"the Hub answered {answers[0]}. {remedy}"
-    if is_one(errors.LocalEntryNotFoundError, HTTPError):
+    if is_one(errors.LocalEntryNotFoundError, errors.RevisionResolutionError, HTTPError):
         return "it was not downloaded yet, and the Hub cannot be reached. Check the network, or give a folder by --model."
     if is_one(errors.HFValidationError):
         return f"there is no such folder or file, and it is not a Hub id. {GIVE}"

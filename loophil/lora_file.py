@@ -15,15 +15,15 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loophil.errors import ConfigError
+from loophil.kohya import Array, apart, is_flux
 
 MOST_BYTES, MOST_HEADER, MOST_TENSORS, MOST_ENTRIES = 512 << 20, 4 << 20, 4000, 1000
 MOST_PACKED = 50  # times that an entry of a zip may grow; weights hardly shrink at all
@@ -70,14 +70,13 @@ PLAIN: dict[str, Any] = {
 }
 REBASING = ("pissa", "olora", "loftq", "corda")  # ways to start a LoRA that change the base beneath it
 
-Array = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA as it was found. `alpha` is None where the file says none; programs then take the rank for it.
 
-    weights    {"<module>.lora_A.weight": (rank, in[, h, w]), "<module>.lora_B.weight": (out, rank[, 1, 1])}, modules named as in the file
+    weights    {"<module>.lora_A.weight": (rank, in[, h, w]), "<module>.lora_B.weight": (out, rank[, 1, 1])}, modules named as in the file,
+               but for FLUX in kohya's format, whose fused layers are taken apart
     kohya      whether they are named as kohya does, with _ for .
     component  "unet" or "transformer", "" = it does not say
     sha256     of the .safetensors, whatever it lies in
@@ -235,15 +234,21 @@ class _Reader:
         names = {key: f"{module}.lora_{half}.weight" for key, (_, module, half) in parsed.items() if half}
         if len(set(names.values())) != len(names):
             raise _Refused("it holds one weight under two names.")
-        shapes = {names[key]: self.tensors[key].shape for key in names}
-        rank = _rank(shapes)
-        alphas = {module: key for key, (_, module, half) in parsed.items() if not half}
-        alpha = self._alpha(rank, prefix, alphas, {key.partition(".lora_")[0] for key in shapes})
+        _check_halves(names.values())
+        weights = {names[key]: self._values(key) for key in names}
+        alphas = {module: self._scalar(key) for key, (_, module, half) in parsed.items() if not half}
+        modules = {key.partition(".lora_")[0] for key in weights}
+        if alphas and set(alphas) != modules:
+            raise _Refused("some of its modules have an alpha, and others none.")
+        if flux := prefix == "lora_unet_" and is_flux(modules):
+            weights, alphas = apart(weights, alphas)
+        rank = _rank({key: array.shape for key, array in weights.items()})
+        alpha = self._alpha(rank, prefix, set(alphas.values()))
         return LoraFile(
             name=name,
-            weights={names[key]: self._values(key) for key in names},
-            kohya=prefix == "lora_unet_",
-            component={"lora_unet_": "unet", "unet.": "unet", "transformer.": "transformer"}.get(prefix, ""),
+            weights=weights,
+            kohya=prefix == "lora_unet_" and not flux,
+            component="transformer" if flux else {"lora_unet_": "unet", "unet.": "unet", "transformer.": "transformer"}.get(prefix, ""),
             rank=rank,
             alpha=alpha,
             sha256=hashlib.sha256(self.raw).hexdigest(),
@@ -260,7 +265,13 @@ class _Reader:
             raise _Refused(f"{key!r} is not finite, or larger than {LARGEST:g}.")
         return values
 
-    def _alpha(self, rank: int, prefix: str, alphas: Mapping[str, str], modules: set[str]) -> float | None:
+    def _scalar(self, key: str) -> float:
+        """An alpha among the tensors."""
+        if math.prod(self.tensors[key].shape) != 1:
+            raise _Refused("an alpha in it is no number.")
+        return float(self._values(key).item())
+
+    def _alpha(self, rank: int, prefix: str, alphas: set[float]) -> float | None:
         """What the LoRA says of its alpha, in its tensors or its config; None = nothing."""
         config = self._config(prefix)
         for field, plain in PLAIN.items():
@@ -270,13 +281,7 @@ class _Reader:
             raise _Refused(f"its config says init_lora_weights {config['init_lora_weights']!r}: it belongs to a base that was changed for it.")
         if config.get("r", rank) != rank:
             raise _Refused(f"its config says rank {config['r']!r}, and its weights have {rank}.")
-        said = {_number(config["lora_alpha"])} if "lora_alpha" in config else set()
-        if alphas:
-            if set(alphas) != modules:
-                raise _Refused("some of its modules have an alpha, and others none.")
-            if any(math.prod(self.tensors[key].shape) != 1 for key in alphas.values()):
-                raise _Refused("an alpha in it is no number.")
-            said |= {float(self._values(key).item()) for key in alphas.values()}
+        said = alphas | ({_number(config["lora_alpha"])} if "lora_alpha" in config else set())
         if len(said) > 1:
             raise _Refused(f"it says several alphas: {', '.join(f'{alpha:g}' for alpha in sorted(said))}.")
         if any(not 0 < alpha <= LARGEST for alpha in said):
@@ -353,13 +358,19 @@ def _parse(key: str) -> tuple[str, str, str]:
     raise _Refused(f"{key!r} is not a LoRA's key in diffusers', peft's or kohya's format.")
 
 
+def _check_halves(names: Collection[str]) -> None:
+    """Every module has both."""
+    for name in names:
+        half = name.removesuffix(".weight")[-1]
+        if name.replace(f".lora_{half}.weight", f".lora_{'B' if half == 'A' else 'A'}.weight") not in names:
+            raise _Refused(f"{name!r} has no other half.")
+
+
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The one rank of all modules, each of which has both halves."""
+    """The one rank of all modules."""
     ranks = set()
     for key, shape in shapes.items():
         half = key.removesuffix(".weight")[-1]
-        if key.replace(f".lora_{half}.weight", f".lora_{'B' if half == 'A' else 'A'}.weight") not in shapes:
-            raise _Refused(f"{key!r} has no other half.")
         if len(shape) not in (2, 4) or 0 in shape:
             raise _Refused(f"{key!r} has the shape {shape}, and no layer's LoRA has.")
         ranks.add(shape[0 if half == "A" else 1])

@@ -5,11 +5,11 @@ All or nothing: a layer that is left out or passed over in silence would be a Lo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from loophil.errors import ConfigError
-from loophil.lora_file import Array, LoraFile
+from loophil.kohya import Array, named
+from loophil.lora_file import LoraFile
 
 
 def fit(lora: LoraFile, component: str, layers: Mapping[str, tuple[int, ...]], modules: Sequence[str]) -> dict[str, Array]:
@@ -19,7 +19,7 @@ def fit(lora: LoraFile, component: str, layers: Mapping[str, tuple[int, ...]], m
     """
     if lora.component and lora.component != component:
         raise _misfit(lora, f"it is of a {'UNet' if lora.component == 'unet' else 'transformer'}, and this model has a {component}.")
-    names = _kohya_names(modules) if lora.kohya else {name: name for name in modules}
+    names = named(modules) if lora.kohya else {name: name for name in modules}
     theirs = {key.partition(".lora_")[0] for key in lora.weights}
     if strange := sorted(theirs - set(names)):
         raise _misfit(lora, f"this model has no {_some(strange)}. It was made for another.")
@@ -58,35 +58,3 @@ def _ending(name: str, parts: int) -> str:
     """The last parts of a dotted name; a number alone says nothing."""
     pieces = name.split(".")
     return ".".join(pieces[-(parts + pieces[-1].isdigit()) :])
-
-
-def _kohya_names(modules: Sequence[str]) -> dict[str, str]:
-    """{name in kohya's files: name in the model}, by diffusers' blocks and, as for SDXL, by the original's."""
-    resnets = _resnets(modules)
-    return {known.replace(".", "_"): name for name in modules for known in (name, _original(name, resnets))}
-
-
-def _resnets(modules: Iterable[str]) -> dict[tuple[str, int], int]:
-    """How many residual layers each block has: {("down_blocks", 0): 2, ...}."""
-    counts: dict[tuple[str, int], int] = {}
-    for name in modules:
-        if match := re.fullmatch(r"(down_blocks|up_blocks)\.(\d+)\.resnets\.\d+", name):
-            block = (match[1], int(match[2]))
-            counts[block] = counts.get(block, 0) + 1
-    return counts
-
-
-def _original(name: str, resnets: Mapping[tuple[str, int], int]) -> str:
-    """What Stability's code calls the layers of a UNet's attention; other names as they are.
-
-    It counts all layers of a side through: the first convolution, and a resampling at the end of each block, are layers, too.
-    """
-    if name.startswith("mid_block.attentions.0."):
-        return name.replace("mid_block.attentions.0.", "middle_block.1.")
-    match = re.match(r"(down_blocks|up_blocks)\.(\d+)\.attentions\.(\d+)\.", name)
-    if not match:
-        return name
-    side, block, layer = match[1], int(match[2]), int(match[3])
-    down = side == "down_blocks"
-    number = layer + down + sum(resnets.get((side, i), 0) + down for i in range(block))
-    return f"{'input_blocks' if down else 'output_blocks'}.{number}.1.{name[match.end() :]}"

@@ -2,9 +2,13 @@
 
 It lies in the computer's memory afterwards; what of it goes to the device is the policy's to say. Why something could not be loaded is put into
 words by load_failure.py.
+
+    a Hub id -> commit_of -> its parts, downloaded one after the other -> diffusers loads each of them: all of it is said while it goes on
 """
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import resolve_revision, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils.tqdm import tqdm
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
@@ -22,6 +28,9 @@ from loophil.families import family_type
 from loophil.load_failure import FAILURES, why
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+MEGABYTE = 1_000_000
+# What of a part is downloaded: no pickles, and not its variants, as diffusion_pytorch_model.fp16.safetensors.
+FILES, VARIANTS = ("*.safetensors", "*.json", "*.txt", "*.model"), ["*.*.safetensors", "*.index.*.json"]
 # What a checkpoint's keys hold, and the pipeline that it is of.
 CHECKPOINTS = {
     "joint_blocks.": "StableDiffusion3Pipeline",
@@ -50,22 +59,32 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     return total - free, total
 
 
-def load_pipeline(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
+def commit_of(model: str, revision: str | None) -> str | None:
+    """The commit that a branch, a tag or None (the newest) of a Hub model means: by the Hub, else as it was when it was reached last.
+
+    None for what lies on this disk. ConfigError as `load_pipeline`.
+    """
+    if Path(model).exists() or model.endswith((*PICKLES, ".safetensors")):
+        return None
+    with _told(model, revision):
+        commit: str = resolve_revision(model, revision=revision).resolved
+    return commit
+
+
+def load_pipeline(model: str, revision: str | None, device: torch.device, say: Callable[[str], None] = lambda part: None) -> DiffusionPipeline:
     """The base pipeline, safetensors only; half precision for a GPU, float32 elsewhere. ConfigError says what went wrong.
 
     It lies in the computer's memory: `Policy` moves to the device what is to be there.
 
     model: a folder in diffusers' format, a Hub id, or one .safetensors with everything in it. A kind that is not supported is refused before its
-    weights are read.
+    weights are read.  say: is told which of its parts is being downloaded or loaded, and in a download by whatever thread does it
     """
     if model.endswith(PICKLES):
         raise ConfigError(f"The model '{model}' is a pickle, which can run programs: give it as .safetensors, or as a folder in diffusers' format.")
     for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
         logging.disable_progress_bar()
-    try:
-        pipeline = _from_single_file(Path(model), device) if model.endswith(".safetensors") else _from_folder(model, revision, device)
-    except (*FAILURES, SafetensorError) as error:
-        raise ConfigError(f"The model '{model}' cannot be loaded: {why(error, model, revision)}") from error
+    with _told(model, revision):
+        pipeline = _from_single_file(Path(model), device, say) if model.endswith(".safetensors") else _from_folder(model, revision, device, say)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -73,24 +92,99 @@ def load_pipeline(model: str, revision: str | None, device: torch.device) -> Dif
     return pipeline
 
 
-def _from_folder(model: str, revision: str | None, device: torch.device) -> DiffusionPipeline:
+@contextmanager
+def _told(model: str, revision: str | None) -> Iterator[None]:
+    """What fails inside is a ConfigError with the reason and the remedy."""
+    try:
+        yield
+    except (*FAILURES, SafetensorError) as error:
+        raise ConfigError(f"The model '{model}' cannot be loaded: {why(error, model, revision)}") from error
+
+
+def _from_folder(model: str, revision: str | None, device: torch.device, say: Callable[[str], None]) -> DiffusionPipeline:
     """A pipeline of a folder, or of the Hub."""
-    kind = _kind_of(model, revision)
-    return DiffusionPipeline.from_pretrained(model, revision=revision, use_safetensors=True, **_wanted(kind, device))
+    index = _index_of(model, revision)
+    wanted = _wanted(str(index["_class_name"]), device)
+    if not Path(model).is_dir():
+        _download(model, revision, [name for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in wanted], say)
+    with _parts_said(say):
+        return DiffusionPipeline.from_pretrained(model, revision=revision, use_safetensors=True, **wanted)
 
 
-def _from_single_file(file: Path, device: torch.device) -> DiffusionPipeline:
+def _download(model: str, revision: str | None, parts: list[str], say: Callable[[str], None]) -> None:
+    """These parts of a Hub model, into its cache. What cannot be had, or is left out here, is diffusers' to ask for, and its error to tell."""
+    for i, part in enumerate(parts, start=1):
+        words = f"downloading {i} of {len(parts)} parts"
+        say(words)
+        with suppress(LocalEntryNotFoundError):
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=[f"{part}/{files}" for files in FILES],
+                ignore_patterns=VARIANTS,
+                tqdm_class=_megabytes_said(lambda done, words=words: say(f"{words}; {done}")),  # type: ignore[misc]
+            )
+
+
+def _megabytes_said(say: Callable[[str], None]) -> type[tqdm]:
+    """The Hub's own bar, that of the bytes of a download also in words, at each hundredth of them."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            self.bytes, self.hundredth = 0, -1
+            self.of_bytes = more.get("name") == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **more)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.bytes += int(n or 0)
+            if self.of_bytes and self.total >= MEGABYTE and (hundredth := 100 * self.bytes // int(self.total)) != self.hundredth:
+                self.hundredth = hundredth
+                say(f"{self.bytes / MEGABYTE:.0f} of {self.total / MEGABYTE:.0f} MB")
+            return super().update(n)  # type: ignore[no-any-return]
+
+    return Bar
+
+
+@contextmanager
+def _parts_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Which part of a pipeline diffusers is loading, inside: it counts them by the bar of its logging module alone, so that one is replaced."""
+    bar = diffusers_logging.tqdm
+
+    def counted(*args: Any, **more: Any) -> Iterable[Any]:
+        if not str(more.get("desc", "")).startswith("Loading pipeline components"):
+            shown: Iterable[Any] = bar(*args, **more)
+            return shown
+        return told(list(args[0]))
+
+    def told(parts: list[Any]) -> Iterator[Any]:
+        for i, part in enumerate(parts, start=1):
+            say(f"loading {i} of {len(parts)} parts")
+            yield part
+
+    diffusers_logging.tqdm = counted
+    try:
+        yield
+    finally:
+        diffusers_logging.tqdm = bar
+
+
+def _from_single_file(file: Path, device: torch.device, say: Callable[[str], None]) -> DiffusionPipeline:
     """A pipeline of one checkpoint. Its configs lie in a folder beside it, of its name or its own; else they are the Hub's for what its keys say."""
     with safe_open(file, framework="pt") as content:
         keys = content.keys()
     beside = next((folder for folder in (file.with_suffix(""), file.parent) if (folder / "model_index.json").is_file()), None)
-    kind = _kind_of(str(beside)) if beside else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
+    kind = (
+        _index_of(str(beside))["_class_name"]
+        if beside
+        else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
+    )
     if not kind:
         raise ConfigError(f"'{file}' is no checkpoint of a whole model that can be tuned (Stable Diffusion, SDXL, SD3, FLUX).")
     wanted = _wanted(kind, device)
     try:
         given = {"config": str(beside), "local_files_only": True} if beside else {}
-        pipeline: DiffusionPipeline = getattr(diffusers, kind).from_single_file(str(file), **given, **wanted)
+        with _parts_said(say):
+            pipeline: DiffusionPipeline = getattr(diffusers, kind).from_single_file(str(file), **given, **wanted)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         place = file.with_suffix("")
         raise ConfigError(f"The configs of '{file}' are not here, and no Hub is reached: put its model's folder at {place}.") from error
@@ -101,11 +195,11 @@ def _from_single_file(file: Path, device: torch.device) -> DiffusionPipeline:
     return pipeline
 
 
-def _kind_of(model: str, revision: str | None = None) -> str:
-    """The class of a pipeline, by its config alone."""
+def _index_of(model: str, revision: str | None = None) -> dict[str, Any]:
+    """What a pipeline consists of: {"_class_name": its class, part: [library, class]}, by its config alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
-        return str(DiffusionPipeline.load_config(model, revision=revision)["_class_name"])
+        return dict(DiffusionPipeline.load_config(model, revision=revision))
 
 
 def _wanted(kind: str, device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks while it publishes a model or keeps files, and all that it was sent.
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: what huggingface_hub asks of it while models go up or come down or files are kept.
 
 A test double only. Models and datasets take Git LFS over plain HTTP; Xet, of which it knows nothing, is switched off for the client, and for buckets,
 which have nothing else, replaced by `XetSession`. Nothing waits: where the client would sleep before it tries again, it does not.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -26,9 +26,17 @@ GOOD = "hf_" + "kanarienvogel" * 2
 LICENCES = {"apache-2.0", "mit", "other", "openrail++"}
 
 
+class File(NamedTuple):
+    """One of a model's, in one of its commits."""
+
+    commit: str
+    content: bytes
+
+
 @dataclass
 class StandInHub:
-    """`commits`: of each the repository, its message and {path: content}; `files`: {"datasets/NAME" or "buckets/NAME": {path: content}} as it is now.
+    """`commits`: of each the repository, its message and {path: content}; `files`: {"datasets/NAME" or "buckets/NAME": {path: content}} as it is now;
+    `models`: {repository: {commit: {path: content}}}, the last is main's.
 
     `faults`: {part of "METHOD /path": status}, answered instead of what is right; 0 = the connection is closed without an answer.
     """
@@ -38,6 +46,7 @@ class StandInHub:
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
     repositories: dict[str, bool] = field(default_factory=dict)  # name -> private
     licences: dict[str, Any] = field(default_factory=dict)  # of base models
+    models: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)  # to be downloaded by anybody
     faults: dict[str, int] = field(default_factory=dict)
     said: str = "not now"
     requests: list[str] = field(default_factory=list)  # method and path
@@ -46,13 +55,15 @@ class StandInHub:
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
-        """What the Hub says: (status, JSON)."""
+        """What the Hub says: (status, JSON or File)."""
         self.requests.append(f"{method} {path}")
         for part, status in self.faults.items():
             if part in f"{method} {path}":
                 return status, {"error": self.said}
         if path.startswith("/lfs/"):
             return self.keep(path.removeprefix("/lfs/"), body)
+        if (match := re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path)) and match[1] in self.models:
+            return self.download(self.models[match[1]], match[1], path[match.end() :])
         if path == "/api/validate-yaml":
             return self.validate(json.loads(body)["content"])
         self.tokens.add(token)
@@ -71,6 +82,18 @@ class StandInHub:
             return 400, {"error": "not what was announced"}
         self.stored[oid] = body
         return 200, {}
+
+    def download(self, commits: dict[str, dict[str, bytes]], name: str, what: str) -> tuple[int, Any]:
+        """A commit, the files of one, or a file of one."""
+        _, kind, revision, path = [*what.split("/", 3), "", "", ""][:4]
+        commit = list(commits)[-1] if revision in ("", "main") else revision
+        if commit not in commits:
+            return 404, {"error": "Revision not found"}
+        if kind == "resolve":
+            return (200, File(commit, commits[commit][path])) if path in commits[commit] else (404, {"error": "Entry not found"})
+        if kind == "tree":
+            return 200, [{"type": "file", "path": p, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for p, data in commits[commit].items()]
+        return 200, {"id": name, "sha": commit, "siblings": [{"rfilename": p} for p in commits[commit]]}
 
     def validate(self, card: str) -> tuple[int, Any]:
         licence = yaml.safe_load(card.split("---\n")[1])["license"]
@@ -211,11 +234,15 @@ def handler_of(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
             if status == 0:
                 self.close_connection = True
                 return
-            content = said if isinstance(said, bytes) else json.dumps(said).encode()
+            file = said.content if isinstance(said, File) else said if isinstance(said, bytes) else None
+            content = json.dumps(said).encode() if file is None else file
             self.send_response(status)
-            self.send_header("content-type", "application/octet-stream" if said is content else "application/json")
+            self.send_header("content-type", "application/json" if file is None else "application/octet-stream")
+            if isinstance(said, File):
+                self.send_header("x-repo-commit", said.commit)
+                self.send_header("etag", f'"{hashlib.sha1(said.content).hexdigest()}"')
             self.send_header("content-length", str(len(content)))
-            if said is content:  # a file
+            if isinstance(said, bytes):  # a dataset's or a bucket's
                 self.send_header("etag", f'"{xet(content)}"')
                 self.send_header("x-repo-commit", f"{len(hub.commits):040x}")
                 if "/buckets/" in self.path:
@@ -271,7 +298,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
     with standing_in() as made:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", made.url + template)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", made.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: XetSession(made))
         yield made

@@ -1,5 +1,6 @@
 """Runs that begin from a LoRA, through the real parts: what was exported draws the same again, and what does not belong together is refused."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -7,24 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from loophil.build import build
+from loophil.build import build, load_engine
 from loophil.config import Settings
-from loophil.errors import ConfigError
+from loophil.errors import ConfigError, RunError
 from loophil.export import FORMATS
 from loophil.jobs import Engine
 from loophil.session import Session
 from loophil.snapshots import bring_back
 from loophil.types import Act, DrawSettings
+from tests.stand_in_hub import StandInHub
 from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
 PIPELINES = {"Stable Diffusion": tiny_pipeline, "SDXL": tiny_sdxl, "SD3": tiny_sd3, "FLUX": tiny_flux}
 QUICK = ["--draw.num-inference-steps", "2", "--draw.size", "16", "--learn.forward-passes", "1", "--learn.forward-batch", "4"]
 SEEDS = (11, 12)
+COMMITS = ("a" * 40, "b" * 40)
 
 
 @contextmanager
-def opened(model: Path, run: str, *flags: str) -> Iterator[Session]:
+def opened(model: Path | str, run: str, *flags: str) -> Iterator[Session]:
     """A run on a tiny model, working inside its calls."""
     given = ["--model", str(model), "--run", run, "--device", "cpu", "--no-loop.threaded", *QUICK, *flags]
     with closing(build(Settings.read(given))) as session:
@@ -65,7 +69,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         base = drawn(session)
         say(session)
         assert session.status().policy_version == 1
-        formats = [format for format in FORMATS if format != "kohya" or "SD3" != request.param != "FLUX"]
+        formats = [format for format in FORMATS if format != "kohya" or request.param != "SD3"]
         return home / "model", {format: session.export(format) for format in formats}, drawn(session), base
 
 
@@ -174,6 +178,74 @@ def test_a_run_goes_on_elsewhere_from_its_last_snapshot(model: Path, runs: Path,
         assert torch.equal(drawn(session), learned)
         say(session)
         assert versions(session) == [(0, None, "base"), (1, 0, "update"), (2, 1, "update")]
+
+
+# ---- a model of the Hub ----
+
+
+@pytest.fixture
+def published(hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInHub:
+    """The Hub has "ann/tiny" in two commits, which differ by their weights, and the cache is empty."""
+    for number, commit in enumerate(COMMITS):
+        tiny_pipeline(seed=number).save_pretrained(tmp_path / commit)
+        files = {file.relative_to(tmp_path / commit).as_posix(): file.read_bytes() for file in (tmp_path / commit).rglob("*") if file.is_file()}
+        hub.models.setdefault("ann/tiny", {})[commit] = files | {"unet/diffusion_pytorch_model.fp16.safetensors": b"x", "unet/model.bin": b"x"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return hub
+
+
+def move_main(hub: StandInHub, commit: str) -> None:
+    """main is this commit from now on."""
+    hub.models["ann/tiny"][commit] = hub.models["ann/tiny"].pop(commit)
+
+
+def test_a_run_keeps_the_commit_that_it_began_on_whatever_becomes_the_newest(published: StandInHub, runs: Path) -> None:
+    drawn_by = {}
+    for run, commit in zip("ab", COMMITS, strict=True):
+        move_main(published, commit)
+        with opened("ann/tiny", run) as session:
+            drawn_by[run] = drawn(session)
+    assert not torch.equal(drawn_by["a"], drawn_by["b"])
+    for flags in ([], ["--revision", COMMITS[0]]):
+        with opened("ann/tiny", "a", *flags) as session:
+            assert torch.equal(drawn(session), drawn_by["a"])
+    for flags in (["--revision", COMMITS[1]], ["--revision", "other"]):
+        with pytest.raises(RunError, match=rf"belongs to ann/tiny \(revision {COMMITS[0]}\), not to ann/tiny \(revision {flags[1]}\)"):
+            build(Settings.read(["--model", "ann/tiny", "--run", "a", *flags]))
+
+
+def test_offline_a_branch_is_the_commit_that_was_downloaded(published: StandInHub, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened("ann/tiny", "a", "--revision", "main") as session:
+        first = drawn(session)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    move_main(published, COMMITS[0])
+    for run in "ab":  # one that is pinned, and a new one
+        with opened("ann/tiny", run, "--revision", "main") as session:
+            assert torch.equal(drawn(session), first)
+            file = session.export("kohya")
+            with safe_open(file, framework="pt") as content:
+                facts = content.metadata()
+            assert (facts["loophil.base_model"], facts["loophil.revision"]) == ("ann/tiny", COMMITS[1])
+            assert f"ann/tiny, revision {COMMITS[1]}" in file.with_name("README.md").read_text()
+
+
+def test_downloading_and_loading_are_said_by_their_parts(published: StandInHub) -> None:
+    said: list[str] = []
+    load_engine(Settings.read(["--model", "ann/tiny", "--device", "cpu", *QUICK]), said.append)
+    parts = [words.removeprefix("2 of 3: the weights of the base; ") for words in said if "; " in words]
+    assert [words for words in parts if "MB" not in words] == [
+        *(f"downloading {i} of 5 parts" for i in range(1, 6)),
+        *(f"loading {i} of 5 parts" for i in range(1, 6)),
+    ]
+    megabytes = [words for words in parts if "MB" in words]
+    assert {words.partition(";")[0] for words in megabytes} == {"downloading 4 of 5 parts"}  # the UNet, which alone has more than one
+    assert re.fullmatch(r".*; (\d+) of \1 MB", megabytes[-1])
+    files = {request.rpartition("/")[2] for request in published.requests if request.startswith("GET /ann/tiny/resolve/")}
+    assert "diffusion_pytorch_model.safetensors" in files
+    assert not files & {"diffusion_pytorch_model.fp16.safetensors", "model.bin"}
+    published.requests.clear()
+    load_engine(Settings.read(["--model", "ann/tiny", "--device", "cpu", *QUICK]))
+    assert [request for request in published.requests if "/resolve/" in request] == []
 
 
 # ---- what is refused ----

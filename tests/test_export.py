@@ -393,9 +393,15 @@ def test_unprintable_text_is_refused(fact: str, text: str, small: Adapter, tmp_p
         export(dataclasses.replace(small, **changed), "kohya", tmp_path)
 
 
-def test_a_kohya_file_of_a_transformer_is_refused(small: Adapter, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="transformer: choose diffusers or peft"):
-        export(dataclasses.replace(small, component="transformer"), "kohya", tmp_path)
+def test_a_kohya_file_of_sd3_is_refused_with_what_its_programs_read(small: Adapter, tmp_path: Path) -> None:
+    sd3 = dataclasses.replace(small, component="transformer", architecture="stable-diffusion-3")
+    with pytest.raises(
+        InvalidInput, match=r"^Of SD3 diffusers reads no kohya names: choose the diffusers format, which ComfyUI reads, too, at strength 2\.5\.$"
+    ):
+        export(sd3, "kohya", tmp_path)
+    card = export(sd3, "diffusers", tmp_path).with_suffix("").joinpath("README.md").read_text()
+    assert "| ComfyUI | copy `pytorch_lora_weights.safetensors` to `models/loras`, and put a Load LoRA node of strength 2.5 behind" in card
+    assert "| A1111 | no format that it takes whole |" in card
 
 
 def test_a_version_without_weights_is_refused(small: Adapter, tmp_path: Path) -> None:

@@ -363,9 +363,9 @@ def test_the_words_side_of_sd3_s_attention_carries_the_lora_too() -> None:
     assert endings == {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
 
 
-def test_kohya_s_readers_know_no_transformer(tmp_path: Path) -> None:
+def test_a_kohya_file_of_sd3_is_refused_since_diffusers_could_not_read_it(tmp_path: Path) -> None:
     policy = Bench(KINDS["SD3"]).policy
-    with pytest.raises(InvalidInput, match="transformer: choose diffusers or peft"):
+    with pytest.raises(InvalidInput, match=r"reads no kohya names: choose the diffusers format, which ComfyUI reads, too, at strength 2\."):
         export(adapter_of(policy), "kohya", tmp_path)
 
 

@@ -63,6 +63,7 @@ STOREYS = {
     "loophil.load_failure": 0,
     "loophil.lora_file": 0,
     "loophil.process": 0,
+    "loophil.kohya": -1,
     "loophil.errors": 0,
     "loophil": 0,
 }

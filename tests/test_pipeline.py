@@ -1,6 +1,7 @@
 """Loading the base: from a folder, the Hub's names or one checkpoint, never a pickle, for a device that is there."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from loophil.errors import ConfigError
 from loophil.pipeline import choose_device, device_memory, load_pipeline
 from loophil.policy import BASE, Policy
+from tests.checkpoints import single_file
 from tests.test_policy import CPU, LORA, predicted, same
-from tests.tiny import single_file, tiny_pipeline
+from tests.tiny import tiny_pipeline, tiny_sd3, tiny_sdxl
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +97,19 @@ def test_a_pickle_is_not_an_alternative_to_safetensors(spoiled: Path, part: str)
         load_pipeline(str(spoiled), None, CPU)
 
 
+def saved(pipeline: Any, to: Path) -> Path:
+    """model.safetensors with the weights, and a folder of its name with the configs alone."""
+    pipeline.save_pretrained(to / "model")
+    for weights in (to / "model").rglob("*.safetensors"):
+        weights.unlink()
+    save_file(single_file(pipeline), to / "model.safetensors")
+    return to / "model.safetensors"
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """model.safetensors with the weights, and a folder of its name with the configs alone."""
-    pipeline = tiny_pipeline()
-    pipeline.save_pretrained(tmp_path / "model")
-    for weights in (tmp_path / "model").rglob("*.safetensors"):
-        weights.unlink()
-    save_file(single_file(pipeline), tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+    """Of Stable Diffusion."""
+    return saved(tiny_pipeline(), tmp_path)
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -113,6 +119,22 @@ def test_a_single_file_loads_to_the_same_model_by_the_configs_beside_it(checkpoi
     pipeline: Any = load_pipeline(str(checkpoint), None, CPU)
     for part in ("unet", "vae", "text_encoder"):
         assert same(getattr(pipeline, part).state_dict(), getattr(tiny_pipeline(), part).state_dict())
+    Policy(pipeline, LORA)
+
+
+@pytest.mark.parametrize("build", [tiny_sdxl, tiny_sd3], ids=["SDXL", "SD3"])
+def test_a_single_file_of_a_larger_family_loads_to_the_same_model(build: Callable[..., Any], tmp_path: Path) -> None:
+    """The text encoders are of different widths, as the published ones, since diffusers tells them apart by these."""
+    made, said = build(second=16), list[str]()
+    if build is tiny_sd3:  # such files have no projection of the first encoder: diffusers takes the identity
+        made.text_encoder.text_projection.weight.data = torch.eye(made.text_encoder.config.projection_dim)
+    pipeline: Any = load_pipeline(str(saved(made, tmp_path)), None, CPU, said.append)
+    parts = [name for name, part in made.components.items() if isinstance(part, torch.nn.Module)]
+    assert len(parts) == 4 + (build is tiny_sd3)
+    for part in parts:
+        assert same(getattr(pipeline, part).state_dict(), getattr(made, part).state_dict()), part
+    assert len({words.partition(" of ")[2] for words in said}) == 1
+    assert said[-1] == f"loading {len(said)} of {len(said)} parts"
     Policy(pipeline, LORA)
 
 

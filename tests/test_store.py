@@ -210,6 +210,18 @@ def test_another_base_model_is_refused_and_the_run_stays_free(runs: Path, base_m
     reopen(runs).close()
 
 
+def test_a_pinned_run_opens_by_its_commit_or_by_what_was_asked_for_and_by_nothing_else(runs: Path) -> None:
+    with reopen(runs) as store:
+        store.pin("c0ffee")
+        store.pin("c0ffee")
+    for revision in ("r1", "c0ffee"):
+        with open_run(runs, "first", base_model=BASE, revision=revision) as store:
+            assert store.revision() == "c0ffee"
+    for other in (None, "main"):
+        with pytest.raises(RunError, match=r"belongs to embedded \(revision c0ffee\), not to"):
+            open_run(runs, "first", base_model=BASE, revision=other)
+
+
 def test_runs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="choose another with --runs"):

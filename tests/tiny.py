@@ -4,7 +4,6 @@ Pictures are twice as wide as latents, which are (k, 4, 8, 8) unless a test want
 no merges). Building takes a fraction of a second.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -40,16 +39,16 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
 
 
-def clip_config(tokenizer: CLIPTokenizer, layers: int = 1) -> CLIPTextConfig:
-    """Layers of 32."""
+def clip_config(tokenizer: CLIPTokenizer, layers: int = 1, width: int = WIDTH) -> CLIPTextConfig:
+    """Layers of 32, unless another width is asked for."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -140,23 +139,23 @@ def tiny_pipeline(*, seed: int = 0, **scheduler: Any) -> StableDiffusionPipeline
     return finished(pipeline)
 
 
-def tiny_sdxl(*, seed: int = 0, **scheduler: Any) -> StableDiffusionXLPipeline:
-    """A whole StableDiffusionXLPipeline with a DDIM scheduler; otherwise as `tiny_pipeline`."""
+def tiny_sdxl(*, seed: int = 0, second: int = WIDTH, **scheduler: Any) -> StableDiffusionXLPipeline:
+    """A whole StableDiffusionXLPipeline with a DDIM scheduler, its second text encoder so wide; otherwise as `tiny_pipeline`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
         unet = tiny_unet(
-            cross_attention_dim=2 * WIDTH,
+            cross_attention_dim=WIDTH + second,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+            projection_class_embeddings_input_dim=6 * 8 + second,
             transformer_layers_per_block=(1, 2),
             use_linear_projection=True,
         )
         pipeline = StableDiffusionXLPipeline(
             vae=tiny_vae(),
             text_encoder=CLIPTextModel(clip_config(tokenizer, layers=2)),
-            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2)),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2, width=second)),
             tokenizer=tokenizer,
             tokenizer_2=tiny_tokenizer(),
             unet=unet,
@@ -166,8 +165,8 @@ def tiny_sdxl(*, seed: int = 0, **scheduler: Any) -> StableDiffusionXLPipeline:
     return finished(pipeline)
 
 
-def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
-    """A whole StableDiffusion3Pipeline, with or without T5; `scheduler` overrides the flow matching settings."""
+def tiny_sd3(*, seed: int = 0, t5: bool = True, second: int = WIDTH, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """A whole StableDiffusion3Pipeline, with or without T5, its second CLIP so wide; `scheduler` overrides the flow matching settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
@@ -181,7 +180,7 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffu
             num_attention_heads=4,
             joint_attention_dim=2 * WIDTH,
             caption_projection_dim=WIDTH,
-            pooled_projection_dim=2 * WIDTH,
+            pooled_projection_dim=WIDTH + second,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
         )
@@ -191,7 +190,7 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffu
             vae=tiny_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
             text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2)),
             tokenizer=tokenizer,
-            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2)),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, layers=2, width=second)),
             tokenizer_2=tiny_tokenizer(),
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
@@ -199,7 +198,7 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffu
     return finished(pipeline)
 
 
-def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) -> FluxPipeline:
+def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, single_layers: int = 1, **scheduler: Any) -> FluxPipeline:
     """A whole FluxPipeline, as dev is (guidance embedded, dynamic shifting) or, without guidance, as schnell. Its own size is 256x256."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,7 +207,7 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) 
         transformer = FluxTransformer2DModel(
             in_channels=16,
             num_layers=1,
-            num_single_layers=1,
+            num_single_layers=single_layers,
             attention_head_dim=8,
             num_attention_heads=4,
             joint_attention_dim=2 * WIDTH,
@@ -228,51 +227,3 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, **scheduler: Any) 
             transformer=transformer,
         )
     return finished(pipeline)
-
-
-# How Stability's code names the layers of these very networks, first match first; (3, 1) at one block are its residual layer and its attention.
-UNET_NAMES = (
-    (r"^time_embedding\.linear_(\d)", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
-    (r"^conv_in", "input_blocks.0.0"),
-    (r"^conv_norm_out", "out.0"),
-    (r"^conv_out", "out.2"),
-    (r"^down_blocks\.0\.downsamplers\.0\.conv", "input_blocks.2.0.op"),
-    (r"^up_blocks\.0\.upsamplers\.0\.conv", "output_blocks.1.1.conv"),
-    (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
-    (r"^mid_block\.attentions\.0", "middle_block.1"),
-    (r"^down_blocks\.(\d)\.(resnets|attentions)\.0", lambda m: f"input_blocks.{1 + 2 * int(m[1])}.{int(m[2] == 'attentions')}"),
-    (r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)", lambda m: f"output_blocks.{2 * int(m[1]) + int(m[3])}.{int(m[2] == 'attentions')}"),
-    (r"\.norm1\.(?=\w+$)(?<!transformer_blocks\.0\.norm1\.)", ".in_layers.0."),
-    (r"\.conv1\.", ".in_layers.2."),
-    (r"\.norm2\.(?=\w+$)(?<!transformer_blocks\.0\.norm2\.)", ".out_layers.0."),
-    (r"\.conv2\.", ".out_layers.3."),
-    (r"\.time_emb_proj\.", ".emb_layers.1."),
-    (r"\.conv_shortcut\.", ".skip_connection."),
-)
-VAE_NAMES = (
-    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
-    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample"),
-    (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block"),
-    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{1 + int(m[1])}"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    (r"group_norm|conv_norm_out", lambda m: "norm" if m[0] == "group_norm" else "norm_out"),
-    (r"to_out\.0", "proj_out"),
-    (r"to_([qkv])", r"\1"),
-    (r"conv_shortcut", "nin_shortcut"),
-)
-
-
-def single_file(pipeline: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
-    """The weights of a `tiny_pipeline` as one checkpoint has them that was never in diffusers' format."""
-
-    def named(prefix: str, part: Any, names: Any) -> dict[str, torch.Tensor]:
-        renamed = {}
-        for key, value in part.state_dict().items():
-            for pattern, name in names:
-                key = re.sub(pattern, name, key)
-            renamed[prefix + key] = value.contiguous()
-        return renamed
-
-    texts = named("cond_stage_model.transformer.text_model.", pipeline.text_encoder, ((r"^text_model\.", ""),))
-    return named("model.diffusion_model.", pipeline.unet, UNET_NAMES) | named("first_stage_model.", pipeline.vae, VAE_NAMES) | texts

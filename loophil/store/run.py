@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LAST = ".last"
 SET_ON_PAGE = "page.settings"  # the note that holds what was changed on the page
+ASKED = "revision.asked"  # the note of the branch or tag that was asked for, None = the newest, where the run's revision is the commit that it meant
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,18 @@ class Store(Records):
             raise RunError(f"The database of the run '{self.name}' cannot be copied ({error}).") from error
         return int(begun * 1000), deletions
 
+    def revision(self) -> str | None:
+        """What pins the base: of a Hub model the commit, once one was loaded."""
+        revision: str | None = self._rows("SELECT revision FROM run")[0]["revision"]
+        return revision
+
+    def pin(self, commit: str) -> None:
+        """From now on the base is of this commit; what was asked for at the beginning opens the run as before."""
+        with self._write():
+            if (asked := self.revision()) != commit:
+                self._insert_notes({ASKED: asked})
+                self._db.execute("UPDATE run SET revision = ?", (commit,))
+
     def _enter(self, base_model: str, revision: str | None, settings_json: str) -> None:
         """Introduces a new run or recognises an old one, then puts right what a kill left behind."""
         now = time.time()
@@ -197,7 +210,7 @@ class Store(Records):
             self._db.execute("INSERT INTO run VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING", (self.name, base_model, revision, now))
             self._db.execute("INSERT INTO versions (number, kind, created, sha256) VALUES (0, 'base', ?, '') ON CONFLICT DO NOTHING", (now,))
             its = self._rows("SELECT base_model, revision FROM run")[0]
-            if tuple(its) != (base_model, revision):
+            if its["base_model"] != base_model or revision not in (its["revision"], self.noted(ASKED, its["revision"])):
                 mine, theirs = f"{base_model} (revision {revision})", f"{its['base_model']} (revision {its['revision']})"
                 raise RunError(f"The run '{self.name}' belongs to {theirs}, not to {mine}: use that model, or start another run with --run NAME.")
             self._insert("openings", created=now, code_version=__version__, settings=to_json(json.loads(settings_json)))

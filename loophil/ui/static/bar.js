@@ -10,6 +10,9 @@ function paint() {
   const now = status.now + quiet;
   say('.run', `${status.run} · ${status.model} · ${status.device}`);
   say('.worker', lost ? `No answer from the server for ${Math.round(quiet)} s` : worker());
+  const portion = lost ? undefined : [...String(status.worker).matchAll(/(\d+) of (\d+)/g)].pop();
+  show('.portion', Boolean(portion));
+  if (portion) find('.portion').value = portion[1] / portion[2];
   say('.version', `v${status.policy_version}`);
   say('.version-age', status.policy_version > 0 ? `updated ${age(now - status.version_created)}` : 'base, nothing learned yet');
   say('.ratings', status.ratings);
