@@ -34,9 +34,9 @@ LIVE = frozenset(
 )
 # How bold the learner is, in three words: how far it may go from the base, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
-    "careful": {"learn.beta": 1.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1e-4},
-    "normal": {"learn.beta": 0.5, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 2e-4},
-    "bold": {"learn.beta": 0.25, "learn.learning_rate": 6e-4, "learn.forward_learning_rate": 4e-4},
+    "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1.5e-4},
+    "normal": {"learn.beta": 1.0, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 3e-4},
+    "bold": {"learn.beta": 0.5, "learn.learning_rate": 6e-4, "learn.forward_learning_rate": 6e-4},
 }
 
 
@@ -75,7 +75,7 @@ class Learn(Section):
 
     objective: Literal["loop", "ppo", "reinforce", "rloo"] = Field("loop", description="The trajectory objective for groups young enough.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW step size of the trajectory objective.")
-    forward_learning_rate: float = Field(2e-4, gt=0, le=1, description="AdamW step size of the forward-process objective.")
+    forward_learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW step size of the forward-process objective.")
     clip_nats: float = Field(
         1.0, gt=0, description="PPO's clip range in nats per step, summed over the latent's dimensions (the ratio's epsilon is this / D)."
     )
@@ -83,15 +83,17 @@ class Learn(Section):
     kl_cap_nats: float = Field(4.0, gt=0, description="An update stops once its approximate KL passes this many nats per step.")
     timestep_fraction: float = Field(0.34, gt=0, le=1, description="Share of the denoising steps that LOOP trains, the early, noisy ones first.")
     trajectory_passes: int = Field(1, ge=0, le=16, description="Optimizer steps of the trajectory objective in one update; 0 = none.")
-    forward_passes: int = Field(2, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
-    forward_batch: int = Field(16, ge=4, le=1024, description="Noised images in one forward-process step.")
+    forward_passes: int = Field(4, ge=0, le=64, description="Optimizer steps of the forward-process objective in one update; 0 = pure LOOP.")
+    forward_batch: int = Field(8, ge=4, le=1024, description="Noised images in one forward-process step.")
     forward_fraction: float = Field(
         0.6, gt=0, le=1, description="Share of the noise levels that the forward process trains, the noisiest first; 1 = all."
     )
     forward_objective: Literal["nft", "fpo"] = Field(
         "nft", description="The forward-process objective: DiffusionNFT's, or FPO's with the evidence lower bound as likelihood."
     )
-    beta: float = Field(0.5, gt=0, le=10, description="Forward process: how far from the base its optimum lies is 1 / beta; larger is more careful.")
+    beta: float = Field(
+        1.0, gt=0, le=10, description="Forward process: how far a rating moves the policy that drew is 1 / beta; larger is more careful."
+    )
     max_staleness: int = Field(4, ge=0, le=1000, description="Groups up to this many versions old train the trajectory objective.")
     replay: bool = Field(False, description="Whether such a group trains it in every update until it is too old; off = in one.")
     advantage_clip: float = Field(3.0, gt=0, description="Advantages are clipped to +- this many standard deviations.")

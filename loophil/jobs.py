@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loophil.config import Learn, Settings
-from loophil.errors import RunError
+from loophil.errors import RunError, UnknownVersion
 from loophil.lessons import lessons_of
 from loophil.prompts import PromptSource, expand
 from loophil.store import Store
@@ -32,9 +33,10 @@ from loophil.understanding import SCALE, TASTE, Understanding
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loophil.meter import Done
     from loophil.policy import Policy
     from loophil.sampler import Sampler
-    from loophil.trainer import Done, Example, Trainer
+    from loophil.trainer import Example, Trainer, Weights
 
 LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"  # names of jobs
 REPLAYED_GROUPS = 256
@@ -283,10 +285,16 @@ class Learner:
 
     def _from_lora(self, number: int) -> bool:
         """Whether a version's line goes back to the LoRA that the run began from, and not to the base."""
-        parents, origin = {version.number: version.parent for version in self.store.versions()}, adopted(self.store)
-        while number and number != origin:
+        origin = adopted(self.store)
+        return origin != 0 and origin in self._line(number)
+
+    def _line(self, number: int) -> list[int]:
+        """This version and those that it comes from, newest first, without the base."""
+        parents, line = {version.number: version.parent for version in self.store.versions()}, []
+        while number and number in parents:
+            line.append(number)
             number = parents[number] or 0
-        return number != 0
+        return line
 
     def _lessons(self, newest: int | None = None) -> list[Lesson]:
         taught = [self.understanding.with_opinion(each) for each in self.store.learnable_groups(newest)]
@@ -304,7 +312,7 @@ class Learner:
 
     def _examples(self, engine: Engine, lessons: Sequence[Lesson]) -> list[Example]:
         """Lessons with their tensors: transitions from disk where they are trained, else the clean latents, from memory."""
-        clean, examples = {}, []
+        clean, examples, line = {}, [], self._line(self.current)
         for lesson in lessons:
             key, whole = lesson.group.id, self._by_trajectory(lesson)
             trajectory = None if whole else self._clean.get(key)
@@ -312,9 +320,17 @@ class Learner:
                 trajectory = engine.sampler.read(self.store.transitions_path(key))
             if not whole:
                 trajectory = clean[key] = engine.sampler.clean_only(trajectory)
-            examples.append(engine.trainer.example(lesson, trajectory))
+            examples.append(engine.trainer.example(lesson, trajectory, partial(self._drawn_by, engine, lesson.group, line)))
         self._clean = clean
         return examples
+
+    def _drawn_by(self, engine: Engine, group: Group, line: Sequence[int]) -> Weights | None:
+        """The weights of the policy that drew a group, None = the base's; of the nearest before it in this line where that one is lost, or left by
+        a rollback: else its group would lead back there."""
+        for number in (number for number in line if number <= group.policy_version):
+            with suppress(UnknownVersion):
+                return engine.policy.read(self.store.version_path(number) / ADAPTER)
+        return None
 
     def _publish(self, engine: Engine, update: int, lessons: Sequence[Lesson], stats: UpdateStats) -> Version:
         """Files first, then one transaction, then the weights that draw."""

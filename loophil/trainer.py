@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,25 +28,30 @@ from loophil.config import Learn
 from loophil.errors import LearningError
 from loophil.families import Embeddings, Words, expand, join, placed
 from loophil.memory import Room, out_of_memory
+from loophil.meter import Done, Meter
 from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
 from loophil.optimizers import adamw, restore, state_of
-from loophil.policy import LEARNER, Policy
+from loophil.policy import LEARNER, PUBLISHED, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, stratified
 from loophil.types import Lesson, Trajectory, UpdateStats
 
-Done = tuple[int, int, *tuple[str, ...]]  # micro-batches of an update that are done, and in all; what else the status should say
 Steps = Generator[Done, None, UpdateStats]
+Weights = Mapping[str, torch.Tensor]  # of a LoRA
 TRAJECTORY, FORWARD = "trajectory", "forward"
 FORWARD_PROCESS = "forward_process"
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A lesson with its stored tensors and prompt embeddings, ready for the device. `trajectory.latents` may be empty (S = 0)."""
+    """A lesson with its stored tensors and prompt embeddings, ready for the device. `trajectory.latents` may be empty (S = 0).
+
+    drawn_by: reads the weights of the policy that drew it, None = the reference's
+    """
 
     lesson: Lesson
     trajectory: Trajectory
     embeddings: Embeddings
+    drawn_by: Callable[[], Weights | None] = lambda: None
 
     @property
     def advantages(self) -> torch.Tensor:
@@ -82,10 +88,10 @@ class Trainer:
     def _rates(self) -> dict[str, float]:
         return {TRAJECTORY: self.learn.learning_rate, FORWARD: self.learn.forward_learning_rate}
 
-    def example(self, lesson: Lesson, trajectory: Trajectory) -> Example:
-        """A lesson made ready: its tensors and its prompt's embeddings."""
+    def example(self, lesson: Lesson, trajectory: Trajectory, drawn_by: Callable[[], Weights | None] = lambda: None) -> Example:
+        """A lesson made ready: its tensors and its prompt's embeddings; drawn_by: see Example."""
         group = lesson.group
-        return Example(lesson, trajectory, self.policy.encode_prompt(group.prompt, group.settings.negative_prompt))
+        return Example(lesson, trajectory, self.policy.encode_prompt(group.prompt, group.settings.negative_prompt), drawn_by)
 
     def update(self, examples: Sequence[Example]) -> Steps:
         """Trains the learner on all examples but those without an advantage; yields how far it is between micro-batches, returns UpdateStats.
@@ -111,7 +117,7 @@ class Trainer:
         started = time.monotonic()
         telling = [e for e in examples if bool((e.advantages != 0).any())]
         young = [e for e in telling if e.lesson.age <= self.learn.max_staleness and e.trajectory.log_probs.shape[1]]
-        meter = _Meter(self._length(young, telling), self.room.words)
+        meter = Meter(self._length(young, telling), self.room.words)
         if telling and not self._warm:
             yield meter.reached("compiling the model: the first update is slow")
             self._warm = True
@@ -123,23 +129,24 @@ class Trainer:
             for number in range(self.learn.trajectory_passes if young else 0):
                 if not (yield from self._trajectory_pass(young, meter, first=number == 0)):
                     break
-            for _ in range(self.learn.forward_passes if telling else 0):
-                yield from self._forward_pass(telling, meter)
+            for number in range(self.learn.forward_passes if telling else 0):
+                yield from self._forward_pass(telling, meter, first=number == 0)
         except Exception:
             self.policy.train_from(weights)
             for part, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(states[part])
             raise
-        return meter.stats(examples, young, time.monotonic() - started)
+        return meter.stats([e.lesson for e in examples], {e.lesson.group.id for e in young}, time.monotonic() - started)
 
     def _length(self, young: Sequence[Example], telling: Sequence[Example]) -> int:
         """Micro-batches of an update, if no pass is cut short."""
         learn = self.learn
-        noised = self._turn_count(telling) * max(len(e.lesson.advantages) for e in telling) if telling else 0
         trajectories = sum(len(list(_micro_batches(e, self.room.size))) for e in young)
-        return learn.trajectory_passes * trajectories + learn.forward_passes * math.ceil(noised / self.room.size)
+        turns = sum(self._turn_count(telling, first=number == 0) for number in range(learn.forward_passes if telling else 0))
+        each = math.ceil(max((len(e.lesson.advantages) for e in telling), default=0) / self.room.size)
+        return learn.trajectory_passes * trajectories + turns * each
 
-    def _trajectory_pass(self, examples: Sequence[Example], meter: _Meter, *, first: bool) -> Generator[Done, None, bool]:
+    def _trajectory_pass(self, examples: Sequence[Example], meter: Meter, *, first: bool) -> Generator[Done, None, bool]:
         """One optimizer step of the trajectory objective over every transition of every example; whether it was taken.
 
         It is not where sample dropout left nothing, nor, after the first pass, where the KL has passed its cap.
@@ -165,7 +172,7 @@ class Trainer:
         meter.summary = joined.summary(D)
         if not meter.summary["kept"] or (not first and meter.summary["approx_kl"] > learn.kl_cap_nats):
             return False
-        meter.stepped(loss_sum, self._step(TRAJECTORY), learn.objective, examples)
+        meter.stepped(loss_sum, self._step(TRAJECTORY), learn.objective, [e.lesson for e in examples])
         return True
 
     @torch.no_grad()
@@ -204,27 +211,32 @@ class Trainer:
         )
         return log_probs[:, None], trajectory.log_probs[rows, steps].to(device)[:, None], output
 
-    def _forward_pass(self, examples: Sequence[Example], meter: _Meter) -> Iterator[Done]:
-        """One optimizer step of the forward-process objective on `forward_batch` noised images, or more: nothing new is passed over."""
-        chosen = self._turns(examples)
+    def _forward_pass(self, examples: Sequence[Example], meter: Meter, *, first: bool) -> Iterator[Done]:
+        """One optimizer step of the forward-process objective on `forward_batch` noised images; on more where more is new."""
+        chosen = self._turns(examples, first=first)
         batch = self._noised(chosen)
-        n = len(batch.advantages)
+        n, end, loss_sum = len(batch.advantages), 0, 0.0
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
-        loss_sum = 0.0
-        for rows in torch.arange(n, device=self.policy.device).split(self.room.size):
-            loss_sum += self._backward(self._forward_loss(batch, rows).sum() / n)
-            yield meter.tick()
-        meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, chosen)
+        for example in chosen:
+            start, end = end, end + len(example.lesson.advantages)
+            for rows in torch.arange(start, end, device=self.policy.device).split(self.room.size):
+                loss_sum += self._backward(self._forward_loss(batch, rows, example).sum() / n)
+                yield meter.tick()
+        meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, [e.lesson for e in chosen])
 
-    def _turns(self, examples: Sequence[Example]) -> list[Example]:
-        """Groups for one step: those that no version has learned from, all of them, then others at random."""
+    def _turns(self, examples: Sequence[Example], *, first: bool) -> list[Example]:
+        """Groups for one step, at random; in the first of an update those come before that no version has learned from, all of them.
+
+        Not in each: what was said last would weigh more than all that was said before, and the policy would follow it to and fro.
+        """
         order = torch.randperm(len(examples), generator=self.rng).tolist()
-        order.sort(key=lambda i: not examples[i].lesson.fresh)
-        return [examples[order[i % len(order)]] for i in range(self._turn_count(examples))]
+        if first:
+            order.sort(key=lambda i: not examples[i].lesson.fresh)
+        return [examples[order[i % len(order)]] for i in range(self._turn_count(examples, first=first))]
 
-    def _turn_count(self, examples: Sequence[Example]) -> int:
+    def _turn_count(self, examples: Sequence[Example], *, first: bool) -> int:
         k = max(len(e.lesson.advantages) for e in examples)
-        return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples))
+        return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples) if first else 0)
 
     def _noised(self, chosen: Sequence[Example]) -> _Noised:
         """All images of the groups, with times and noise.
@@ -245,18 +257,18 @@ class Trainer:
     def _words(self, example: Example) -> Words:
         return self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
 
-    def _forward_loss(self, batch: _Noised, rows: torch.Tensor) -> torch.Tensor:
-        """(n,) losses of these rows of the batch. Guidance is off: it is a way of drawing, the model itself is what learns.
+    def _forward_loss(self, batch: _Noised, rows: torch.Tensor, example: Example) -> torch.Tensor:
+        """(n,) losses of these rows of the batch, which are this example's. Guidance is off: it is a way of drawing, the model itself is what learns.
 
-        The reference is the base (the LoRA, where the run began from one, else it would be unlearned), not the published version as in
-        DiffusionNFT: that one moves with every update, and few ratings said again and again would pull the model ever further away. From the
-        base there is a farthest point, by `beta`, whatever the number of updates.
+        The reference is the policy that drew the group, as in DiffusionNFT. What siblings have in common cancels in their advantages, so a group
+        that is held against the base would draw the model back to it, by all that had been learned when it was drawn. Since every group goes on
+        teaching, the model settles near the mean of what they ask for: n groups move it as far as about log n times one, and no further.
         """
         x0, noise, t = batch.x0[rows], batch.noise[rows], batch.timesteps[rows]
         words = {name: tensor[rows] for name, tensor in batch.words.items()}
         embeddings = Embeddings(words, words)
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
-        with torch.no_grad(), self.policy.acting(self.policy.reference):
+        with torch.no_grad(), self._drawing(example):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
@@ -264,6 +276,13 @@ class Trainer:
         objective = fpo if self.learn.forward_objective == "fpo" else partial(forward_process, beta=self.learn.beta)
         loss, _ = objective(v_theta, v_ref, v, advantages)
         return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
+
+    @contextmanager
+    def _drawing(self, example: Example) -> Iterator[None]:
+        """Within the block the denoiser is the policy that drew this group."""
+        weights = example.drawn_by()
+        with self.policy.wearing(weights) if weights else nullcontext(), self.policy.acting(PUBLISHED if weights else self.policy.reference):
+            yield
 
     def _backward(self, loss: torch.Tensor) -> float:
         """Adds the loss's gradient, times D: both losses are means over the D dimensions, whose gradients a half-precision base would lose."""
@@ -318,59 +337,6 @@ class _Noised:
     timesteps: torch.Tensor
     words: Words
     advantages: torch.Tensor
-
-
-class _Meter:
-    """Gathers the numbers of one update. `summary` is that of the last trajectory pass, whether or not it led to a step."""
-
-    def __init__(self, length: int, words: tuple[str, ...]) -> None:
-        self._done, self._length, self._words = 0, length, words
-        self.loss = 0.0
-        self.grad_norm = math.nan
-        self.summary: dict[str, float] = {}
-        self.taught: dict[str, set[str]] = {}
-
-    def tick(self) -> Done:
-        """One more micro-batch is done."""
-        self._done += 1
-        return self.reached()
-
-    def reached(self, *words: str) -> Done:
-        """How far it is."""
-        return (self._done, max(self._done, self._length), *(self._words + words))
-
-    def stepped(self, loss: float, grad_norm: float, objective: str, examples: Sequence[Example]) -> None:
-        self.loss += loss
-        self.grad_norm = grad_norm
-        self.taught.setdefault(objective, set()).update(example.lesson.group.id for example in examples)
-
-    def stats(self, examples: Sequence[Example], young: Sequence[Example], seconds: float) -> UpdateStats:
-        """`kept` is of what no version had learned from: replays are old by nature."""
-        fresh = [e for e in examples if e.lesson.fresh]
-        usable = _images(e for e in fresh if e in young) / max(1, _images(fresh))
-        shares: dict[str, float] = {}
-        for example in examples:
-            for source, share in example.lesson.shares.items():
-                shares[source] = shares.get(source, 0.0) + share / len(examples)
-        return UpdateStats(
-            loss=self.loss,
-            ratio_mean=self.summary.get("ratio_mean", math.nan),
-            ratio_std=self.summary.get("ratio_std", math.nan),
-            clipfrac_pos=self.summary.get("clipfrac_pos", math.nan),
-            clipfrac_neg=self.summary.get("clipfrac_neg", math.nan),
-            approx_kl=self.summary.get("approx_kl", math.nan),
-            grad_norm=self.grad_norm,
-            kept=usable * self.summary.get("kept", 1.0),
-            images=_images(examples),
-            no_signal=sum(not bool((e.advantages != 0).any()) for e in examples),
-            seconds=seconds,
-            shares=shares,
-            taught={objective: sorted(groups) for objective, groups in self.taught.items()},
-        )
-
-
-def _images(examples: Iterable[Example]) -> int:
-    return sum(len(e.lesson.advantages) for e in examples)
 
 
 def _refuse_non_finite(example: Example) -> None:

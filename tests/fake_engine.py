@@ -79,6 +79,7 @@ class FakeEngine:
     momentum: float = 0.0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     updates: list[list[Lesson]] = field(default_factory=list)
+    drawn_by: dict[str, Callable[[], Any]] = field(default_factory=dict)  # of the groups of the last update: what the trainer would ask for
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     loads: int = 0
     learn: Learn | None = None
@@ -188,7 +189,8 @@ class FakeEngine:
     def restart(self) -> None:
         self.momentum = 0.0
 
-    def example(self, lesson: Lesson, trajectory: Any) -> tuple[Lesson, Any]:
+    def example(self, lesson: Lesson, trajectory: Any, drawn_by: Callable[[], Any] = lambda: None) -> tuple[Lesson, Any]:
+        self.drawn_by[lesson.group.id] = drawn_by
         return lesson, trajectory
 
     def drift(self, example: tuple[Lesson, Any]) -> float:

@@ -107,7 +107,7 @@ def test_knobs_are_changed_together_or_not_at_all() -> None:
     after = before.changed({"learn.beta": 0.75, "rewards": {"jpeg": 0.25}, "seed": 7})
     assert (after.learn.beta, after.rewards, after.seed) == (0.75, {"jpeg": 0.25}, 7)
     assert after.value("learn.beta") == 0.75
-    assert (before.learn.beta, before.seed) == (0.5, 0)
+    assert (before.learn.beta, before.seed) == (1.0, 0)
     with pytest.raises(ConfigError, match=r"(?s)learn.clip_nats.*learn.beta"):
         before.changed({"learn.beta": -1, "learn.clip_nats": "x"})
 

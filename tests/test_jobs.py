@@ -111,6 +111,19 @@ def test_only_so_many_older_groups_are_learned_again_the_newest(store: Store, ru
     assert [lesson.group.id for lesson in room.fake.updates[-1]] == groups[1:]
 
 
+def test_a_group_is_held_against_the_policy_that_drew_it(store: Store, runs: Path) -> None:
+    """Or, where a rollback has left that one or its files are lost, against the nearest before it in the line."""
+    room = Room(store, runs)
+    for _ in range(3):
+        room.learned()  # versions 1, 2, 3 of groups that were drawn by 0, 1, 2
+    room.learner.rollback(room.engine, 1)
+    room.learned()  # version 5 of a group that was drawn by 4
+    kept = {number: room.fake.read(store.version_path(number) / ADAPTER) for number in (1, 4)}
+    assert [drawn_by() for drawn_by in room.fake.drawn_by.values()] == [None, kept[1], kept[1], kept[4]]
+    (store.version_path(4) / ADAPTER).write_bytes(b"damaged")
+    assert [drawn_by() for drawn_by in room.fake.drawn_by.values()] == [None, kept[1], kept[1], kept[1]]
+
+
 def test_moving_average_is_the_policys(store: Store, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(store, runs, ema=0.75)
     monkeypatch.setattr(room.fake, "next_weights", lambda ema: {"w": ema})

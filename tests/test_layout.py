@@ -42,6 +42,7 @@ STOREYS = {
     "loophil.understanding": 3,
     "loophil.taste": 2,
     "loophil.space": 1,
+    "loophil.meter": 1,
     "loophil.memory": 1,
     "loophil.offload": 1,
     "loophil.optimizers": 1,

@@ -311,7 +311,8 @@ def test_clean_latents_alone_are_enough_for_the_forward_process() -> None:
 def test_kept_is_the_share_of_new_images_that_trajectories_could_use() -> None:
     # new: 4 images too old, 2 young; the replayed ones do not count
     bench = Bench(max_staleness=2, micro_batch=4, **PURE)
-    stats = bench.train(bench.example(age=3), bench.example([1, -1]), bench.example(age=9, fresh=False), bench.example(fresh=False))
+    new, old = [bench.example(age=3, name="a"), bench.example([1, -1], name="b")], [bench.example(age=9, fresh=False), bench.example(fresh=False)]
+    stats = bench.train(*new, *old)
     assert stats.kept == pytest.approx(2 / 6)
     assert stats.images == 14
 
@@ -379,25 +380,23 @@ def test_siblings_share_time_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(micro_batch=64, **FORWARD_ONLY)
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     bench.train(bench.example(clean_latents=torch.zeros(4, 4, 8, 8)))
-    target = spy.call_args.args[2]
-    assert len(target) == 8
-    assert all(torch.equal(row, target[0]) for row in target[:4])
-    assert not torch.equal(target[4], target[0])
+    one, other = (call.args[2] for call in spy.call_args_list)
+    assert all(torch.equal(row, one[0]) for row in one)
+    assert not torch.equal(other[0], one[0])
 
 
-def test_the_reference_of_the_forward_process_is_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(start=0, micro_batch=64, **{**FORWARD_ONLY, "forward_passes": 2})
+def test_the_reference_of_the_forward_process_is_the_policy_that_drew_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(start=0, **{**FORWARD_ONLY, "forward_batch": 4})
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
-    bench.train(bench.example())
-    first, second = ((call.args[0], call.args[1]) for call in spy.call_args_list)
-    assert torch.equal(first[0], first[1])  # at first the learner is the base
-    assert not torch.equal(second[0], second[1])  # after a step it is not
-    assert first[0].requires_grad
-    assert not first[1].requires_grad
-    bench.policy.refresh(bench.policy.next_weights(), 1)
-    bench.train(bench.example())
-    learner, reference = spy.call_args_list[2].args[:2]
-    assert not torch.equal(learner, reference)  # a refresh makes the learner the published version, and that is not the reference
+    generator, base = torch.Generator().manual_seed(9), bench.policy.weights()
+    drawer = {key: 0.1 * torch.randn(w.shape, generator=generator) for key, w in base.items()}
+    for learner, drawn_by, same in ((base, None, True), (drawer, None, False), (base, drawer, False), (drawer, drawer, True)):
+        bench.policy.train_from(learner)
+        bench.train(replace(bench.example(), drawn_by=lambda weights=drawn_by: weights))
+        v_theta, v_ref = spy.call_args.args[:2]
+        assert torch.equal(v_theta, v_ref) == same
+        assert (v_theta.requires_grad, v_ref.requires_grad) == (True, False)
+        assert equal([*bench.policy.weights().values()], [*base.values()])  # what is published wore the other weights only meanwhile
 
 
 def test_what_is_new_comes_first_in_the_forward_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,14 +405,23 @@ def test_what_is_new_comes_first_in_the_forward_process(monkeypatch: pytest.Monk
     old, new = bench.example([1, -1, 1, -1], fresh=False), bench.example([3, 0, 0, -3])
     for _ in range(3):
         bench.train(old, old, old, new, old)
-        assert spy.call_args.args[3].tolist() == [3, 0, 0, -3, 1, -1, 1, -1]
+        assert [call.args[3].tolist() for call in spy.call_args_list[-2:]] == [[3, 0, 0, -3], [1, -1, 1, -1]]
+
+
+def test_after_the_first_pass_what_is_new_counts_as_what_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(micro_batch=64, **{**FORWARD_ONLY, "forward_batch": 4, "forward_passes": 9})  # 9 steps of one group
+    monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
+    bench.train(*(bench.example([1, -1, 1, -1], fresh=False) for _ in range(3)), bench.example([3, 0, 0, -3]))
+    new = [call.args[3].tolist() == [3, 0, 0, -3] for call in spy.call_args_list]
+    assert (len(new), new[0]) == (9, True)
+    assert 0 < sum(new[1:]) < 6
 
 
 def test_a_single_group_fills_the_forward_batch_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(micro_batch=64, **FORWARD_ONLY)
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     bench.train(bench.example([1, -1]))
-    assert spy.call_args.args[3].tolist() == [1, -1] * 4
+    assert [call.args[3].tolist() for call in spy.call_args_list] == [[1, -1]] * 4
 
 
 def test_nothing_new_is_passed_over_however_small_the_forward_batch() -> None:
@@ -440,7 +448,7 @@ def test_times_of_the_forward_process_cover_all_noise_levels(monkeypatch: pytest
     bench = Bench(micro_batch=64, forward_fraction=0.5, **{**FORWARD_ONLY, "forward_batch": 20})
     monkeypatch.setattr(bench.policy, "predict", spy := Mock(wraps=bench.policy.predict))
     bench.train(bench.example([1, -1]))
-    times = spy.call_args.args[1][::2].tolist()
+    times = [int(call.args[1][0]) for call in spy.call_args_list[1::2]]  # of each turn the reference is asked, then the learner
     assert sorted(time // 50 for time in times) == list(range(10, 20))
     assert times != sorted(times)
 
@@ -606,12 +614,13 @@ def test_where_memory_runs_out_the_update_begins_again_with_smaller_micro_batche
 
 
 def test_memory_that_runs_out_in_the_forward_process_undoes_the_trajectory_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, exact = (Bench(micro_batch=size, seed=5, **{**BOTH, "forward_batch": 8}) for size in (8, 4))
-    device = Small(small, 4, monkeypatch, NO_MEMORY[0])
-    small.train(small.example([1, 0]))  # 3 transitions, then 8 noised images, more than 4 at once
-    exact.train(exact.example([1, 0]))
+    small, exact = (Bench(micro_batch=size, seed=5, **{**BOTH, "forward_batch": 6}) for size in (6, 3))
+    device = Small(small, 3, monkeypatch, NO_MEMORY[0])
+    advantages = [1, 0, 0, 0, 0, 0]
+    small.train(small.example(advantages))  # 3 transitions, then 6 noised images, more than 3 at once
+    exact.train(exact.example(advantages))
     assert equal(small.state(), exact.state())
-    assert device.sizes == [3, 8, 3, 4, 4]
+    assert device.sizes == [3, 6, 3, 3, 3]
 
 
 def test_a_size_that_was_found_out_holds_until_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
