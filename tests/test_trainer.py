@@ -21,7 +21,7 @@ from loophil.policy import LEARNER, PUBLISHED, Policy
 from loophil.sampler import Sampler
 from loophil.scheduler import DDIM
 from loophil.store import Taught
-from loophil.trainer import FORWARD, TRAJECTORY, Example, Steps, Trainer
+from loophil.trainer import FORWARD, TRAJECTORY, Example, Steps, Trainer, Weights
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
 from tests.tiny import tiny_pipeline
 
@@ -390,9 +390,10 @@ def test_the_reference_of_the_forward_process_is_the_policy_that_drew_the_group(
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     generator, base = torch.Generator().manual_seed(9), bench.policy.weights()
     drawer = {key: 0.1 * torch.randn(w.shape, generator=generator) for key, w in base.items()}
-    for learner, drawn_by, same in ((base, None, True), (drawer, None, False), (base, drawer, False), (drawer, drawer, True)):
+    readers: list[Callable[[], Weights | None]] = [lambda: None, lambda: drawer]
+    for learner, drawn_by, same in ((base, 0, True), (drawer, 0, False), (base, 1, False), (drawer, 1, True)):
         bench.policy.train_from(learner)
-        bench.train(replace(bench.example(), drawn_by=lambda weights=drawn_by: weights))
+        bench.train(replace(bench.example(), drawn_by=readers[drawn_by]))
         v_theta, v_ref = spy.call_args.args[:2]
         assert torch.equal(v_theta, v_ref) == same
         assert (v_theta.requires_grad, v_ref.requires_grad) == (True, False)
@@ -446,8 +447,9 @@ def test_groups_of_different_sizes_learn_together() -> None:
 def test_times_of_the_forward_process_cover_all_noise_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     # 10 turns: one time in each tenth of the noisier half, 500..999, in random order
     bench = Bench(micro_batch=64, forward_fraction=0.5, **{**FORWARD_ONLY, "forward_batch": 20})
+    example = bench.example([1, -1])
     monkeypatch.setattr(bench.policy, "predict", spy := Mock(wraps=bench.policy.predict))
-    bench.train(bench.example([1, -1]))
+    bench.train(example)
     times = [int(call.args[1][0]) for call in spy.call_args_list[1::2]]  # of each turn the reference is asked, then the learner
     assert sorted(time // 50 for time in times) == list(range(10, 20))
     assert times != sorted(times)
