@@ -27,6 +27,9 @@ VARIANTS = {
     "replay": ("--learn.forward-passes", "0", "--learn.replay"),
     "both": (),
     "fpo": ("--learn.forward-objective", "fpo"),
+    "sft": ("--learn.sft", "0.1"),
+    "basekl": ("--learn.base-kl", "0.1"),
+    "ema": ("--learn.ema", "0.5"),
     "auto": ("--loop.auto-rounds-per-rating", "3"),
     "oracle": ("--rewards", f"{TASTES}:oracle_{{taste}}=1", "--learn.human-weight", "0"),
 }
