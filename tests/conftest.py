@@ -34,6 +34,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+LONGEST = ("test_trainer.py", "test_browser.py", "test_build.py", "test_families.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: a process that began one of them last would keep the others waiting for minutes."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def find_chromium() -> str:
     """The path of a Chromium. Where there is none: a failure under CI, a skip with its reason elsewhere."""
     if path := visitor.find_chromium():

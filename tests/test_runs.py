@@ -67,7 +67,7 @@ def test_a_run_comes_back_with_its_own_knobs_and_prompts(shelf: Runs, runs: Path
     assert shelf.session.prompts == ("a {cat|cat}", "a dog")
     assert shelf.session.k == 3
     shelf.open("one")
-    assert (shelf.session.k, shelf.session.settings.learn.beta) == (4, 0.5)
+    assert (shelf.session.k, shelf.session.settings.learn.beta) == (4, 1.0)
     shelf.open("two")
     assert (shelf.session.k, shelf.session.settings.learn.beta) == (3, 0.75)
     assert shelf.session.prompts == ("a {cat|cat}", "a dog")

@@ -762,7 +762,10 @@ TOYS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("learn", [learn for _, learn in TOYS], ids=[name for name, _ in TOYS])
+ALIKE = ("ppo", "reinforce")  # other baselines for the losses of loop and rloo, which have tests of their own: for make test-all
+
+
+@pytest.mark.parametrize("learn", [pytest.param(learn, id=name, marks=pytest.mark.slow if name in ALIKE else ()) for name, learn in TOYS])
 def test_a_known_reward_rises(learn: dict[str, Any]) -> None:
     """Brighter pictures are better; ten groups of 8, each trained once. The effect is in the base's standard deviations."""
     settings, measured = DrawSettings(3, 1.0, 1.0), tuple(range(1000, 1032))
