@@ -13,7 +13,7 @@ from bench.visitor import ROOT, WARMTH, chromium, rate, served
 OUT = ROOT / "bench" / "out" / "screenshots"
 TABS = ("Rate", "Progress", "Compare", "History", "Export")
 DEVICES = {"desktop": (1280, 860, False), "phone": (390, 844, True)}
-IN_README = {"page.png": "rate-light-desktop.png", "progress.png": "progress-light-desktop.png", "phone.png": "rate-dark-phone.png"}
+IN_README = {"page.png": "rate-light-desktop.png", "progress.png": "progress-dark-desktop.png", "phone.png": "rate-dark-phone.png"}
 
 
 def run(argv: list[str]) -> int:
