@@ -32,7 +32,7 @@ LIVE = frozenset(
     | {f"learn.forward_{knob}" for knob in ("objective", "learning_rate", "passes", "batch", "fraction")}
     | {f"learn.{knob}" for knob in ("beta", "sft", "human_weight", "taste_weight", "taste_pooling")}
 )
-# How bold the learner is, in three words: how far it may go from the base, and how fast.
+# How bold the learner is, in three words: how far a rating moves it, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
     "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1.5e-4},
     "normal": {"learn.beta": 1.0, "learn.learning_rate": 3e-4, "learn.forward_learning_rate": 3e-4},

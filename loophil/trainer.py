@@ -218,9 +218,9 @@ class Trainer:
         n, end, loss_sum = len(batch.advantages), 0, 0.0
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
         for example in chosen:
-            start, end = end, end + len(example.lesson.advantages)
+            start, end, drawer = end, end + len(example.lesson.advantages), example.drawn_by()
             for rows in torch.arange(start, end, device=self.policy.device).split(self.room.size):
-                loss_sum += self._backward(self._forward_loss(batch, rows, example).sum() / n)
+                loss_sum += self._backward(self._forward_loss(batch, rows, drawer).sum() / n)
                 yield meter.tick()
         meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, [e.lesson for e in chosen])
 
@@ -257,8 +257,8 @@ class Trainer:
     def _words(self, example: Example) -> Words:
         return self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
 
-    def _forward_loss(self, batch: _Noised, rows: torch.Tensor, example: Example) -> torch.Tensor:
-        """(n,) losses of these rows of the batch, which are this example's. Guidance is off: it is a way of drawing, the model itself is what learns.
+    def _forward_loss(self, batch: _Noised, rows: torch.Tensor, drawer: Weights | None) -> torch.Tensor:
+        """(n,) losses of these rows, of a group that `drawer` drew, None = the reference. Guidance is off: it is a way of drawing, the model learns.
 
         The reference is the policy that drew the group, as in DiffusionNFT. What siblings have in common cancels in their advantages, so a group
         that is held against the base would draw the model back to it, by all that had been learned when it was drawn. Since every group goes on
@@ -268,7 +268,7 @@ class Trainer:
         words = {name: tensor[rows] for name, tensor in batch.words.items()}
         embeddings = Embeddings(words, words)
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
-        with torch.no_grad(), self._drawing(example):
+        with torch.no_grad(), self._drawing(drawer):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
@@ -278,9 +278,8 @@ class Trainer:
         return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
 
     @contextmanager
-    def _drawing(self, example: Example) -> Iterator[None]:
-        """Within the block the denoiser is the policy that drew this group."""
-        weights = example.drawn_by()
+    def _drawing(self, weights: Weights | None) -> Iterator[None]:
+        """Within the block the denoiser has these weights, None = is the reference."""
         with self.policy.wearing(weights) if weights else nullcontext(), self.policy.acting(PUBLISHED if weights else self.policy.reference):
             yield
 
