@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from loophil.config import Learn
 from loophil.errors import LearningError
-from loophil.families import Embeddings, Words, expand, join, placed
+from loophil.families import Embeddings
 from loophil.memory import Room, out_of_memory
 from loophil.meter import Done, Meter
 from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
@@ -213,14 +213,15 @@ class Trainer:
 
     def _forward_pass(self, examples: Sequence[Example], meter: Meter, *, first: bool) -> Iterator[Done]:
         """One optimizer step of the forward-process objective on `forward_batch` noised images; on more where more is new."""
-        chosen = self._turns(examples, first=first)
-        batch = self._noised(chosen)
-        n, end, loss_sum = len(batch.advantages), 0, 0.0
+        chosen, loss_sum = self._turns(examples, first=first), 0.0
+        times = stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
+        n = sum(len(e.lesson.advantages) for e in chosen)
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
-        for example in chosen:
-            start, end, drawer = end, end + len(example.lesson.advantages), example.drawn_by()
-            for rows in torch.arange(start, end, device=self.policy.device).split(self.room.size):
-                loss_sum += self._backward(self._forward_loss(batch, rows, drawer).sum() / n)
+        for example, moment in zip(chosen, times, strict=True):
+            clean, drawer = example.trajectory.clean_latents, example.drawn_by()
+            noise = randn(clean.shape[1:], self.rng, clean.device, torch.float32)
+            for rows in torch.arange(len(clean)).split(self.room.size):
+                loss_sum += self._backward(self._forward_loss(example, rows, moment, noise, drawer).sum() / n)
                 yield meter.tick()
         meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, [e.lesson for e in chosen])
 
@@ -238,41 +239,24 @@ class Trainer:
         k = max(len(e.lesson.advantages) for e in examples)
         return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples) if first else 0)
 
-    def _noised(self, chosen: Sequence[Example]) -> _Noised:
-        """All images of the groups, with times and noise.
+    def _forward_loss(self, example: Example, rows: torch.Tensor, moment: torch.Tensor, noise: torch.Tensor, drawer: Weights | None) -> torch.Tensor:
+        """(n,) losses of images `rows` of a group that `drawer` drew, None = the reference. Guidance is off: it is a way of drawing.
 
-        Siblings share them, so that what they have in common cancels: their advantages add up to 0.
+        Siblings share time and noise (C, H, W), so that what they have in common cancels: their advantages add up to 0. Therefore the reference is
+        the policy that drew the group, as in DiffusionNFT: held against the base, a group would draw the model back to it, by all that had been
+        learned when it was drawn. Since every group goes on teaching, the model settles near the mean of what they ask for: n groups move it as far
+        as about log n times one, and no further.
         """
-        clean = [e.trajectory.clean_latents for e in chosen]
-        times = stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
-        device = self.policy.device
-        return _Noised(
-            x0=torch.cat(clean).to(device).float(),
-            noise=torch.cat([randn(c.shape[1:], self.rng, c.device, torch.float32).expand_as(c) for c in clean]).to(device),
-            timesteps=torch.cat([time.expand(len(c)) for time, c in zip(times, clean, strict=True)]).to(device),
-            words=placed(join([expand(self._words(e), len(c)) for e, c in zip(chosen, clean, strict=True)]), device),
-            advantages=torch.cat([e.advantages for e in chosen]).to(device),
-        )
-
-    def _words(self, example: Example) -> Words:
-        return self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
-
-    def _forward_loss(self, batch: _Noised, rows: torch.Tensor, drawer: Weights | None) -> torch.Tensor:
-        """(n,) losses of these rows, of a group that `drawer` drew, None = the reference. Guidance is off: it is a way of drawing, the model learns.
-
-        The reference is the policy that drew the group, as in DiffusionNFT. What siblings have in common cancels in their advantages, so a group
-        that is held against the base would draw the model back to it, by all that had been learned when it was drawn. Since every group goes on
-        teaching, the model settles near the mean of what they ask for: n groups move it as far as about log n times one, and no further.
-        """
-        x0, noise, t = batch.x0[rows], batch.noise[rows], batch.timesteps[rows]
-        words = {name: tensor[rows] for name, tensor in batch.words.items()}
+        device, words = self.policy.device, self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
         embeddings = Embeddings(words, words)
+        x0 = example.trajectory.clean_latents[rows].to(device).float()
+        noise, t = noise.expand_as(x0).to(device), moment.expand(len(x0)).to(device)
         x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
         with torch.no_grad(), self._drawing(drawer):
             v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
         with self.policy.acting(LEARNER):
             v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
-        v, advantages = self.schedule.velocity(x0, noise, t), batch.advantages[rows]
+        v, advantages = self.schedule.velocity(x0, noise, t), example.advantages[rows].to(device)
         objective = fpo if self.learn.forward_objective == "fpo" else partial(forward_process, beta=self.learn.beta)
         loss, _ = objective(v_theta, v_ref, v, advantages)
         return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
@@ -325,17 +309,6 @@ class Trainer:
             restore(self.optimizers, kept, eight_bit=self.policy.memory.adam_8bit)
         if (folder / "rng.safetensors").exists():
             self.rng.set_state(load_file(folder / "rng.safetensors")["rng"])
-
-
-@dataclass(frozen=True, eq=False)
-class _Noised:
-    """n images of one step of the forward process, on the device: x0, noise (n, C, H, W), timesteps (n,), words (n, ...), advantages (n,)."""
-
-    x0: torch.Tensor
-    noise: torch.Tensor
-    timesteps: torch.Tensor
-    words: Words
-    advantages: torch.Tensor
 
 
 def _refuse_non_finite(example: Example) -> None:
