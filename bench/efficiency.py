@@ -1,6 +1,6 @@
 """What a person's clicks bring: win rate, effect, diversity and prompt-following against rated images, by simulated tastes.
 
-    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both] [--table] [knobs]
+    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both] [--jobs 1] [--table] [knobs]
 
 Each part is one `python -m loophil simulate` whose lines are kept in bench/out/ beside the LoRA that it ended with; parts that are there
 are not run again, so a stopped bench can go on another day. Prints the median over tastes and seeds with the lowest and the highest, and n;
@@ -16,6 +16,9 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +48,47 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--clicks", type=int, default=256)
     parser.add_argument("--variants", default="loop,both", help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     given, knobs = parser.parse_known_args(argv)
     OUT.mkdir(exist_ok=True)
-    paths = []
-    for seed in given.seeds.split(","):
-        for taste in given.tastes.split(","):
-            for variant in given.variants.split(","):
-                path = OUT / f"{variant}-{taste}-{seed}-{given.clicks}.jsonl"
-                if not given.table and not path.exists():
-                    _part(path, taste, seed, given.clicks, [*(knob.format(taste=taste) for knob in VARIANTS[variant]), *knobs])
-                paths.append(path)
+    which = product(given.seeds.split(","), given.tastes.split(","), given.variants.split(","))
+    parts = [Part(variant, taste, seed, given.clicks) for seed, taste, variant in which]
+    paths = [part.path for part in parts]
+    if not given.table:
+        with ThreadPoolExecutor(given.jobs) as jobs:
+            list(jobs.map(lambda part: part.run(knobs), [part for part in parts if not part.path.exists()]))
     rows = gather(path for path in paths if path.exists())
     print(table(rows))
     plot(rows, OUT / "efficiency.png")
     return 0
 
 
-def _part(path: Path, taste: str, seed: str, clicks: int, knobs: list[str]) -> None:
-    lines = path.with_suffix(".part")
-    lines.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as runs:
-        where = ["--runs", runs, "--run", "bench", "--seed", seed, *knobs]
-        _loophil("simulate", "--rater", f"{TASTES}:{taste}", "--clicks", str(clicks), "--out", str(lines), *where)
-        _loophil("export", "--format", "diffusers", "--to", runs, *where)
-        shutil.copyfile(next(Path(runs).glob("*.zip")), path.with_suffix(".zip"))
-    lines.rename(path)
+@dataclass(frozen=True)
+class Part:
+    """One simulated person and what it comes to."""
+
+    variant: str
+    taste: str
+    seed: str
+    clicks: int
+
+    @property
+    def path(self) -> Path:
+        """Its lines of figures; the LoRA is beside them."""
+        return OUT / f"{self.variant}-{self.taste}-{self.seed}-{self.clicks}.jsonl"
+
+    def run(self, knobs: Sequence[str]) -> None:
+        """Rates, measures, exports; the files are there when all is done."""
+        lines = self.path.with_suffix(".part")
+        lines.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as runs:
+            own = (knob.format(taste=self.taste) for knob in VARIANTS[self.variant])
+            where = ["--runs", runs, "--run", "bench", "--seed", self.seed, *own, *knobs]
+            _loophil("simulate", "--rater", f"{TASTES}:{self.taste}", "--clicks", str(self.clicks), "--out", str(lines), *where)
+            _loophil("export", "--format", "diffusers", "--to", runs, *where)
+            shutil.copyfile(next(Path(runs).glob("*.zip")), self.path.with_suffix(".zip"))
+        lines.rename(self.path)
 
 
 def _loophil(*command: str) -> None:

@@ -2,7 +2,8 @@
 
 MODEL is `embedded`, a folder, a Hub id, or one of sd15, sdxl, sd35-medium, flux-dev: these are built here with random weights in the published
 sizes, so nothing is downloaded; their text encoders are left out, and prompts are random numbers. Peak memory is that of the device on a GPU, and
-that of the process elsewhere. A floating-point operation is counted as torch's FlopCounterMode does, for one denoiser call.
+that of the process elsewhere. A floating-point operation is counted as torch's FlopCounterMode does, for one denoiser call. With --card GB a large
+GPU has no more memory than a smaller one: what does not fit fails, and what is offloaded and how much is learned at once is decided as there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.random_models import PUBLISHED, random_pipeline
 from bench.speed import rated
 from loophil.build import EMBEDDED
 from loophil.config import Settings
+from loophil.errors import ConfigError
 from loophil.families import Embeddings
 from loophil.pipeline import choose_device, load_pipeline
 from loophil.policy import LEARNER, Policy
@@ -36,11 +38,12 @@ SQUARE = 4096  # rows and columns of the matrices that the device is measured wi
 def run(model: str, argv: list[str]) -> int:
     """Prints one line per figure."""
     parser = argparse.ArgumentParser(prog="python -m bench model MODEL", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4, help="times that each is done; of more than one the first does not count")
+    parser.add_argument("--card", type=float, metavar="GB", help="gigabytes (10^9) of a smaller GPU, without what CUDA itself takes")
     given, knobs = parser.parse_known_args(argv)
     settings = Settings.read(knobs)
     device = choose_device(settings.device)
-    policy, embeddings = _loaded(model, settings, device)
+    policy, embeddings = _loaded(model, settings, device, given.card)
     if embeddings:
         policy.encode_prompt = lambda *prompts: embeddings  # type: ignore[method-assign]
     schedule = schedule_of(policy.family.noise)
@@ -58,7 +61,8 @@ def run(model: str, argv: list[str]) -> int:
     steps = k * draw.num_inference_steps
     rate = flops * draw.num_inference_steps / drawn
     print(f"{model} on {_name(device)}, {str(policy.dtype).removeprefix('torch.')}, k = {k}, {draw.num_inference_steps} steps")
-    print(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}")
+    print(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}", end="")
+    print(f"; memory kept to {given.card:g} GB" if given.card else "")
     print(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {drawing_peak / 1e9:.2f} GB")
     print(
         f"update on it: {trained:.2f} s; peak {training_peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}"
@@ -67,21 +71,23 @@ def run(model: str, argv: list[str]) -> int:
     return 0
 
 
-def _loaded(model: str, settings: Settings, device: torch.device) -> tuple[Policy, Embeddings | None]:
+def _loaded(model: str, settings: Settings, device: torch.device, card: float | None = None) -> tuple[Policy, Embeddings | None]:
     """The policy, and its prompt's embeddings where the model has no text encoders."""
     words = None
     if model in PUBLISHED:
-        half = device.type == "cuda"
-        pipeline, words = random_pipeline(model, half=half)
+        with device:  # a CPU takes minutes to draw twelve billion numbers
+            pipeline, words = random_pipeline(model, half=device.type == "cuda")
+        pipeline.to("cpu")  # as if loaded: what is to be on the device, Policy takes there
     else:
         pipeline = load_pipeline(str(EMBEDDED) if model == "embedded" else model, settings.revision, device)
+    if card:
+        _shrink(device, int(card * 1e9))
     policy = Policy(pipeline, settings.lora, size=settings.draw.size, device=device, memory=settings.memory)
     return policy, None if words is None else Embeddings(words, words).to(device)
 
 
 def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, int]:
-    """(median seconds, peak bytes) of it, after one that does not count."""
-    work()
+    """(median seconds, peak bytes) of it; of more than one time the first does not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     taken = []
@@ -90,7 +96,16 @@ def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tu
         work()
         _wait(device)
         taken.append(time.monotonic() - began)
-    return statistics.median(taken), _peak(device)
+    return statistics.median(taken[1:] or taken), _peak(device)
+
+
+def _shrink(device: torch.device, size: int) -> None:
+    """From now on this GPU has so many bytes."""
+    if device.type != "cuda":
+        raise ConfigError("--card is for CUDA GPUs.")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(device).total_memory, device)
+    torch.cuda.mem_get_info = lambda of=None: (max(0, size - torch.cuda.memory_reserved(of)), size)
 
 
 def _peak(device: torch.device) -> int:
