@@ -104,7 +104,8 @@ def _shrink(device: torch.device, size: int) -> None:
     if device.type != "cuda":
         raise ConfigError("--card is for CUDA GPUs.")
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(device).total_memory, device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(index).total_memory, index)
     torch.cuda.mem_get_info = lambda of=None: (max(0, size - torch.cuda.memory_reserved(of)), size)
 
 
