@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def run(model: str, argv: list[str]) -> int:
     given, knobs = parser.parse_known_args(argv)
     settings = Settings.read(knobs)
     device = choose_device(settings.device)
+    say, began = partial(print, flush=True), time.monotonic()  # one by one: what is cut short has said something
     policy, embeddings = _loaded(model, settings, device, given.card)
     if embeddings:
         policy.encode_prompt = lambda *prompts: embeddings  # type: ignore[method-assign]
@@ -52,22 +54,23 @@ def run(model: str, argv: list[str]) -> int:
     draw, k = DrawSettings.of(settings.draw), settings.draw.num_images_per_prompt
     seeds = tuple(range(k))
 
-    drawing = sampler.draw("a red circle", draw, seeds)  # warms up, too
-    example = rated(trainer, drawing)
-    drawn, drawing_peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
-    trained, training_peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
+    say(f"{model} on {_name(device)}, {str(policy.dtype).removeprefix('torch.')}, k = {k}, {draw.num_inference_steps} steps")
+    kept = f"; memory kept to {given.card:g} GB" if given.card else ""
+    say(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}{kept}", end="")
+    say(f"; there after {time.monotonic() - began:.0f} s")
+
+    drawing = sampler.draw("a red circle", draw, seeds)
+    drawn, peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
+    steps = k * draw.num_inference_steps
+    say(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {peak / 1e9:.2f} GB")
 
     most, flops = _matrix_rate(policy.dtype, device), _flops(policy, draw, k)
-    steps = k * draw.num_inference_steps
     rate = flops * draw.num_inference_steps / drawn
-    print(f"{model} on {_name(device)}, {str(policy.dtype).removeprefix('torch.')}, k = {k}, {draw.num_inference_steps} steps")
-    print(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}", end="")
-    print(f"; memory kept to {given.card:g} GB" if given.card else "")
-    print(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {drawing_peak / 1e9:.2f} GB")
-    print(
-        f"update on it: {trained:.2f} s; peak {training_peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}"
-    )
-    print(f"one denoiser call: {flops / 1e9:.1f} GFLOP; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}")
+    say(f"one denoiser call: {flops / 1e9:.1f} GFLOP; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}")
+
+    example = rated(trainer, drawing)
+    trained, peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
+    say(f"update on it: {trained:.2f} s; peak {peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}")
     return 0
 
 
@@ -106,7 +109,7 @@ def _shrink(device: torch.device, size: int) -> None:
     torch.cuda.empty_cache()
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(index).total_memory, index)
-    torch.cuda.mem_get_info = lambda of=None: (max(0, size - torch.cuda.memory_reserved(of)), size)
+    torch.cuda.mem_get_info = lambda device=None: (max(0, size - torch.cuda.memory_reserved(device)), size)
 
 
 def _peak(device: torch.device) -> int:

@@ -1,8 +1,9 @@
 """What the embedded models are trained on: pictures rendered once, and fresh captions that never state what is held out."""
 
+import json
 import math
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from data.shapes import BACKGROUNDS, COLORS, MAX_COUNT, RELATIONS, SHAPES, SIZES
 
 WORK = Path(__file__).parent.parent / ".training"
 PICTURES = 65_536
+CAPTIONS = 4  # of each picture: writing one takes longer than a GPU trains on it
 HARD = {"texture": 5.0, "relation": 4.0, "background": 2.0}  # what the small CLIP mistakes as long as all are asked alike
 
 
@@ -41,15 +43,35 @@ def pictures() -> NDArray[np.uint8]:
     path = WORK / "pictures.npy"
     if not path.exists():
         print(f"rendering {PICTURES} pictures", flush=True)
-        with multiprocessing.get_context("spawn").Pool() as pool:
-            made = np.stack(pool.map(pixels_of, range(PICTURES), chunksize=256))
-        WORK.mkdir(exist_ok=True)
+        made = np.stack(_of_each_picture(pixels_of))
         np.save(path, made)
     kept: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return kept
 
 
-def difficulty(n: int = PICTURES) -> torch.Tensor:
+def captions() -> list[list[str]]:
+    """CAPTIONS for each picture, written once and kept in the work folder."""
+    path = WORK / "captions.json"
+    if not path.exists():
+        print(f"writing captions for {PICTURES} pictures", flush=True)
+        path.write_text(json.dumps(_of_each_picture(captions_of)))
+    kept: list[list[str]] = json.loads(path.read_text())
+    return kept
+
+
+def captions_of(index: int) -> list[str]:
+    rng = np.random.default_rng((3, index))
+    return [training_caption(index, rng) for _ in range(CAPTIONS)]
+
+
+def _of_each_picture(make: Callable[[int], Any]) -> list[Any]:
+    """[make(0), ...], by all cores, for a file in the work folder."""
+    WORK.mkdir(exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        return pool.map(make, range(PICTURES), chunksize=256)
+
+
+def difficulty(n: int) -> torch.Tensor:
     """(n,) how often each picture is shown to the UNet: those of thin shapes, which it learns last, twice as often as others."""
     thin = {"star", "cross", "moon"}
     return torch.tensor([2.0 if any(thing.shape in thin for thing in scene_of(i)[0].things) else 1.0 for i in range(n)])

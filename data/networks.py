@@ -159,9 +159,9 @@ def cell_weights(x0: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return 1 + 2 * a.square() * (x0 - empty).square().mean(1, keepdim=True).clamp(max=3)
 
 
-def new_denoiser() -> tuple[Denoiser, CLIPTokenizer]:
+def new_denoiser(seed: int = 0) -> tuple[Denoiser, CLIPTokenizer]:
     tokenizer = new_tokenizer()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return Denoiser(new_text_encoder(tokenizer), new_unet()), tokenizer
 
 

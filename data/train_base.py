@@ -3,17 +3,19 @@
     python -m data.train_base vae | unet | clip [--minutes M]     one stage, resumed where it stopped
     python -m data.train_base write                               the folders, from the averaged weights so far
     python -m data.train_base sheet | reconstruct                 pictures to look at, in .training/; also made while training
+    python -m data.train_base unet | write | sheet --seed 1       another denoiser for the same autoencoder, in .training/seed-1/
 
 Every stage is seeded, keeps an exponential moving average of its weights (so it may be stopped at any time), cools down in the
 last third of its minutes, and saves a checkpoint of safetensors to `.training/` every few minutes. Without one it starts from
-the weights in data/base and data/clip, if they are there. It is a script for us and for whoever wants another world; the
-program never runs it. In order: vae, unet, clip, write.
+the weights in data/base and data/clip, if they are there; with another seed than 0, from nothing. It is a script for us and for
+whoever wants another world; the program never runs it. In order: vae, unet, clip, write. On a CPU a few hours, on a large GPU
+two minutes for the UNet.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel
 
-from data.examples import PICTURES, WORK, captions_with_changes, difficulty, grid, pictures, pixels_of, to_pixels, to_tensor, training_caption
+from data.examples import CAPTIONS, PICTURES, WORK, captions, captions_with_changes, difficulty, grid, pictures, pixels_of, to_pixels, to_tensor
 from data.networks import clip_config, clip_loss, new_clip, new_denoiser, new_scheduler, new_tokenizer, new_vae, tokens_of, vae_loss
 from data.stages import Stage, timed
 
@@ -35,7 +37,9 @@ HERE = Path(__file__).parent
 BASE, CLIP = HERE / "base", HERE / "clip"
 LOOK_EVERY = 500  # steps, for pictures on the way
 BATCH = {"vae": 48, "unet": 64, "clip": 64}
+GPU_BATCH = 512  # of the UNet: a large GPU takes as long for 128
 RATES = {"vae": (0.02, 2e-3), "unet": (0.01, 1e-3), "clip": (0.01, 1e-3)}  # of the matrices (Muon), of the rest (AdamW)
+GPU_PACE = 1.5  # times the UNet's rates, for the larger batch
 DECAY = {"vae": 0.99, "unet": 0.998, "clip": 0.995}
 
 
@@ -48,12 +52,16 @@ def quickly(device: torch.device) -> Iterator[None]:
         yield
 
 
-def open_stage(name: str, model: torch.nn.Module, device: torch.device) -> Stage:
-    """A stage with its settings; without a checkpoint it starts from the committed weights, if there are any."""
-    path = WORK / f"{name}.safetensors"
-    if not path.exists():
+def open_stage(name: str, model: torch.nn.Module, device: torch.device, seed: int = 0) -> Stage:
+    """A stage with its settings; without a checkpoint it starts from the committed weights, if there are any, or with a seed from nothing."""
+    path = _work(seed) / f"{name}.safetensors"
+    if not path.exists() and not seed:
         _warm_start(name, model)
     return Stage.open(path, model, device, rates=RATES[name], decay=DECAY[name])
+
+
+def _work(seed: int) -> Path:
+    return WORK / f"seed-{seed}" if seed else WORK
 
 
 def _warm_start(name: str, model: torch.nn.Module) -> None:
@@ -115,24 +123,26 @@ def latents(device: torch.device) -> tuple[torch.Tensor, float]:
     return kept["latents"], float(kept["scale"])
 
 
-def train_unet(minutes: float, device: torch.device) -> None:
-    model, tokenizer = new_denoiser()
+def train_unet(minutes: float, device: torch.device, seed: int = 0) -> None:
+    model, tokenizer = new_denoiser(seed)
     x0, _ = latents(device)
-    stage = open_stage("unet", model, device)
-    alphas, chances = new_scheduler().alphas_cumprod, difficulty()
+    told = tokens_of(tokenizer, [text for texts in captions() for text in texts], device).view(PICTURES, CAPTIONS, -1)
+    nothing = tokens_of(tokenizer, [""], device)
+    stage = open_stage("unet", model, device, seed)
+    alphas, chances = new_scheduler().alphas_cumprod, difficulty(PICTURES)
+    batch, hurry = (GPU_BATCH, GPU_PACE) if device.type == "cuda" else (BATCH["unet"], 1.0)
     for generator, pace in timed(stage, minutes):
-        rows = torch.multinomial(chances, BATCH["unet"], generator=generator)
-        rng = np.random.default_rng(stage.step)
-        texts = ["" if rng.random() < 0.1 else training_caption(int(i), rng) for i in rows]
-        tokens = tokens_of(tokenizer, texts, device)
+        rows = torch.multinomial(chances, batch, generator=generator)
+        tokens = told[rows.to(device), torch.randint(CAPTIONS, (batch,), generator=generator).to(device)]
+        untold = (torch.rand(batch, 1, generator=generator) < 0.1).to(device)
         with quickly(device):
-            loss = model.loss(x0[rows].float().to(device), tokens, alphas, generator)
-        stage.advance(loss, pace)
+            loss = model.loss(x0[rows].float().to(device), torch.where(untold, nothing, tokens), alphas, generator)
+        stage.advance(loss, hurry * pace)
         if stage.step % 25 == 0:
             print(f"  loss {loss.item():.4f}", flush=True)
         if stage.step % LOOK_EVERY == 0:
             stage.save()
-            sheet(device)
+            sheet(device, seed)
 
 
 def train_clip(minutes: float, device: torch.device) -> None:
@@ -151,10 +161,10 @@ def train_clip(minutes: float, device: torch.device) -> None:
             print(f"  loss {loss.item():.4f}", flush=True)
 
 
-def assembled(device: torch.device) -> StableDiffusionPipeline:
+def assembled(device: torch.device, seed: int = 0) -> StableDiffusionPipeline:
     """The stock pipeline of the averaged weights so far, float32."""
-    model, tokenizer = new_denoiser()
-    open_stage("unet", model, device).averaged()
+    model, tokenizer = new_denoiser(seed)
+    open_stage("unet", model, device, seed).averaged()
     vae = open_stage("vae", new_vae(), device).averaged()
     vae.register_to_config(scaling_factor=latents(device)[1])
     return StableDiffusionPipeline(
@@ -163,11 +173,11 @@ def assembled(device: torch.device) -> StableDiffusionPipeline:
     )  # fmt: skip
 
 
-def write(device: torch.device) -> None:
-    """Writes data/base and data/clip in half precision from the averaged weights of the stages that exist."""
-    if (WORK / "unet.safetensors").exists():
-        assembled(device).to(torch.float16).save_pretrained(BASE, safe_serialization=True)
-    if (WORK / "clip.safetensors").exists():
+def write(device: torch.device, seed: int = 0) -> None:
+    """Writes data/base and data/clip (another seed's: its folder) in half precision from the averaged weights of the stages that exist."""
+    if (_work(seed) / "unet.safetensors").exists():
+        assembled(device, seed).to(torch.float16).save_pretrained(_work(seed) if seed else BASE, safe_serialization=True)
+    if (WORK / "clip.safetensors").exists() and not seed:
         CLIP.mkdir(exist_ok=True)
         tokenizer = new_tokenizer()
         average = open_stage("clip", new_clip(tokenizer), device).average
@@ -176,10 +186,12 @@ def write(device: torch.device) -> None:
         tokenizer.save_pretrained(CLIP)
 
 
-def sheet(device: torch.device) -> None:
+def sheet(device: torch.device, seed: int = 0) -> None:
     """Writes `.training/sheet.png`: four pictures for each of twelve prompts, by the averaged weights so far, else by data/base."""
-    trained = (WORK / "unet.safetensors").exists()
-    pipeline = assembled(device) if trained else StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None).to(device)
+    if (_work(seed) / "unet.safetensors").exists():
+        pipeline = assembled(device, seed)
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32, safety_checker=None).to(device)
     pipeline.set_progress_bar_config(disable=True)
     prompts = (
         "a red circle", "a large blue star", "a small green heart", "a striped purple square", "a dotted yellow diamond", "a gray moon at night",
@@ -193,21 +205,25 @@ def sheet(device: torch.device) -> None:
             prompt, num_images_per_prompt=4, num_inference_steps=12, guidance_scale=3.0, eta=1.0, height=64, width=64, generator=generator
         )
         drawn += [np.asarray(picture) for picture in made.images]
-    grid(np.stack(drawn), 12).save(WORK / "sheet.png")
+    grid(np.stack(drawn), 12).save(_work(seed) / "sheet.png")
 
 
 def main() -> None:
-    stages = {"vae": train_vae, "unet": train_unet, "clip": train_clip}
-    others = {"reconstruct": reconstruct, "write": write, "sheet": sheet}
+    stages: dict[str, Callable[..., None]] = {"vae": train_vae, "unet": train_unet, "clip": train_clip}
+    others: dict[str, Callable[..., None]] = {"reconstruct": reconstruct, "write": write, "sheet": sheet}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=(*stages, *others))
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of another UNet than the embedded model's")
     given = parser.parse_args()
+    seeded = {"seed": given.seed} if given.stage in ("unet", "write", "sheet") else {}
+    if given.seed and not seeded:
+        parser.error("--seed is for unet, write and sheet: the autoencoder and the small CLIP are the same for all.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if given.stage in stages:
-        stages[given.stage](given.minutes, device)
+        stages[given.stage](given.minutes, device, **seeded)
     else:
-        others[given.stage](device)
+        others[given.stage](device, **seeded)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class Policy:
 
     def _place(self, seed: int) -> None:
         """Everything frozen, the adapters added, and on the device what is to be there."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)  # on an H200 its gradient of FLUX's attention was NaN (pytorch issue 196678)
         for part in self.pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()

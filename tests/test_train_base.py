@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from data import examples
+from data import examples, train_base
 from data.examples import held_out, one_changed, training_caption
 from data.networks import cell_weights, new_tokenizer
 from data.scenes import caption, sample_scene
@@ -88,6 +89,22 @@ def test_muon_moves_every_direction_alike() -> None:
     singular = torch.linalg.svdvals(weight.detach())
     assert singular.min() > 0.5
     assert singular.max() < 1.3
+
+
+@pytest.mark.slow
+def test_another_seed_makes_another_model_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (examples, train_base):
+        monkeypatch.setattr(module, "WORK", tmp_path)
+        monkeypatch.setattr(module, "PICTURES", 128)
+    monkeypatch.setitem(train_base.BATCH, "unet", 8)
+    cpu = torch.device("cpu")
+    train_base.train_unet(0.02, cpu, seed=1)
+    train_base.write(cpu, seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.json", "latents.safetensors", "pictures.npy", "seed-1"]
+    made = StableDiffusionPipeline.from_pretrained(tmp_path / "seed-1")
+    ours = StableDiffusionPipeline.from_pretrained(train_base.BASE)
+    assert torch.equal(made.vae.decoder.conv_in.weight, ours.vae.decoder.conv_in.weight)
+    assert not torch.equal(made.unet.conv_in.weight, ours.unet.conv_in.weight)
 
 
 def test_a_stage_resumes_as_if_it_had_not_stopped(tmp_path: Path) -> None:
