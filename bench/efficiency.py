@@ -1,10 +1,12 @@
 """What a person's clicks bring: win rate, effect, diversity and prompt-following against rated images, by simulated tastes.
 
-    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both] [--jobs 1] [--table] [knobs]
+    python -m bench efficiency [--tastes brightness,warmth,...] [--seeds 0,1,2] [--clicks 256] [--variants loop,both] [--jobs 1] [--table]
+        [--out FOLDER] [knobs]
 
 Each part is one `python -m loophil simulate` whose lines are kept in bench/out/ beside the LoRA that it ended with; parts that are there
 are not run again, so a stopped bench can go on another day. Prints the median over tastes and seeds with the lowest and the highest, and n;
-draws win rate and effect against rated images into bench/out/efficiency.png. Knobs behind are those of the program: `--model` for another base.
+draws win rate and effect against rated images into efficiency.png there. Knobs behind are those of the program: for another base
+`--model FOLDER`, with an --out of its own.
 """
 
 import argparse
@@ -49,18 +51,19 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--clicks", type=int, default=256)
     parser.add_argument("--variants", default="loop,both", help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where parts, LoRAs and plot are kept")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     given, knobs = parser.parse_known_args(argv)
-    OUT.mkdir(exist_ok=True)
+    given.out.mkdir(exist_ok=True, parents=True)
     which = product(given.seeds.split(","), given.tastes.split(","), given.variants.split(","))
-    parts = [Part(variant, taste, seed, given.clicks) for seed, taste, variant in which]
+    parts = [Part(variant, taste, seed, given.clicks, given.out) for seed, taste, variant in which]
     paths = [part.path for part in parts]
     if not given.table:
         with ThreadPoolExecutor(given.jobs) as jobs:
             list(jobs.map(lambda part: part.run(knobs), [part for part in parts if not part.path.exists()]))
     rows = gather(path for path in paths if path.exists())
     print(table(rows))
-    plot(rows, OUT / "efficiency.png")
+    plot(rows, given.out / "efficiency.png")
     return 0
 
 
@@ -72,11 +75,12 @@ class Part:
     taste: str
     seed: str
     clicks: int
+    folder: Path
 
     @property
     def path(self) -> Path:
         """Its lines of figures; the LoRA is beside them."""
-        return OUT / f"{self.variant}-{self.taste}-{self.seed}-{self.clicks}.jsonl"
+        return self.folder / f"{self.variant}-{self.taste}-{self.seed}-{self.clicks}.jsonl"
 
     def run(self, knobs: Sequence[str]) -> None:
         """Rates, measures, exports; the files are there when all is done."""
