@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loophil.errors import InvalidInput
 from loophil.export import FORMATS, STAGING, Adapter, BeforeAfter, export
-from tests.tiny import tiny_pipeline
+from tests.tiny import random_lora, tiny_pipeline
 
 RANK, ALPHA = 3, 7.5
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -82,14 +82,9 @@ def tuned(request: pytest.FixtureRequest) -> tuple[Adapter, np.ndarray[Any, Any]
     """A LoRA that is plainly at work in the pipeline's own UNet, and the pictures drawn with it."""
     pipeline = tiny_pipeline()
     before = draw(pipeline)
-    pipeline.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(request.param)))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in pipeline.unet.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.1, generator=generator)
+    weights = random_lora(pipeline.unet, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(request.param)))
     after = draw(pipeline)
     assert np.abs(after - before).max() > 0.02  # else the comparisons below could not fail
-    weights = {key: weight.detach().cpu() for key, weight in get_peft_model_state_dict(pipeline.unet).items()}
     return adapter_of(weights, request.param), after
 
 

@@ -26,6 +26,7 @@ from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
+from tests.test_trainer import finish
 from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
 SEEDS = (11, 12)
@@ -99,12 +100,7 @@ class Bench:
         group = Group("g", drawing.prompt, drawing.settings, drawing.policy_version, images)
         trajectory = drawing.trajectory if log_probs is None else replace(drawing.trajectory, log_probs=log_probs)
         steps = self.trainer.update([self.trainer.example(Lesson(group, np.array([1.0, -1.0]), {}, 0, (1,)), trajectory)])
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                stats: UpdateStats = end.value
-                return stats
+        return finish(steps)
 
     def drawing(self, **changes: Any) -> Drawing:
         """A group to learn from."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from loophil.errors import InvalidInput
@@ -15,7 +15,7 @@ from loophil.export import Adapter, export
 from loophil.families.flux import Flux
 from loophil.kohya import apart, fuse
 from loophil.lora_file import read_lora
-from tests.tiny import tiny_flux
+from tests.tiny import random_lora, tiny_flux
 
 RANK, ALPHA = 2, 5.0
 EVERYTHING = (
@@ -90,14 +90,9 @@ def test_stock_diffusers_draws_the_same_pictures_from_the_file(tmp_path: Path) -
 
     pipeline, stock = (tiny_flux(single_layers=0) for _ in range(2))
     before = drawn(pipeline)
-    pipeline.transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(EVERYTHING)))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in pipeline.transformer.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.1, generator=generator)
+    weights = random_lora(pipeline.transformer, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(EVERYTHING)))
     after = drawn(pipeline)
     assert np.abs(after - before).max() > 0.02  # else the comparison below could not fail
-    weights = {key: weight.detach() for key, weight in get_peft_model_state_dict(pipeline.transformer).items()}
     stock.load_lora_weights(export(adapter_of(weights), "kohya", tmp_path))
     np.testing.assert_allclose(drawn(stock), after, rtol=0, atol=1e-5)
 

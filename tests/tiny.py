@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 TOKENS = 16
@@ -107,6 +108,16 @@ DIFFUSION = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+
+
+def random_lora(denoiser: Any, config: LoraConfig) -> dict[str, torch.Tensor]:
+    """Adds a LoRA that is plainly at work; its weights by peft's keys."""
+    denoiser.add_adapter(config)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in denoiser.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return {key: weight.detach() for key, weight in get_peft_model_state_dict(denoiser).items()}
 
 
 def finished(pipeline: Any) -> Any:
