@@ -1,6 +1,6 @@
 """Whether a tuned LoRA holds in other hands: those that `bench efficiency` exported, loaded by stock diffusers, under other schedulers.
 
-    python -m bench elsewhere [--variant both] [--clicks 256] [--seeds 0,1,2]
+    python -m bench elsewhere [--variant both] [--tastes brightness,...] [--clicks 256] [--seeds 0,1,2]
 
 Every such LoRA in bench/out/ against its base at the same prompts and seeds, by the taste that it was tuned for. Prints medians with n.
 """
@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ def run(argv: list[str]) -> int:
     """Prints one table row per scheduler."""
     parser = argparse.ArgumentParser(prog="python -m bench elsewhere", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="both")
+    parser.add_argument("--tastes", default="brightness,warmth,contrast")
     parser.add_argument("--clicks", type=int, default=256)
     parser.add_argument("--seeds", default="0,1,2")
     given, knobs = parser.parse_known_args(argv)
-    loras = sorted(path for seed in given.seeds.split(",") for path in OUT.glob(f"{given.variant}-*-{seed}-{given.clicks}.zip"))
+    asked = product(given.tastes.split(","), given.seeds.split(","))
+    loras = [path for taste, seed in asked if (path := OUT / f"{given.variant}-{taste}-{seed}-{given.clicks}.zip").exists()]
     if not loras:
         print("There is no LoRA in bench/out/: run `python -m bench efficiency` first.")
         return 1

@@ -139,7 +139,7 @@ def test_drift_is_0_at_the_base_and_grows_with_the_square_of_what_was_learned() 
     drifts = []
     for strength in (1.0, 2.0):
         tuned.policy.load_weights({key: value * strength**0.5 for key, value in weights.items()}, 1)  # of A and of B: the square of it counts
-        drifts.append(tuned.trainer.drift(tuned.example([0] * 32)))
+        drifts.append(tuned.trainer.drift(tuned.example([0] * 16)))
     assert drifts[0] > 0
     assert 2.5 < drifts[1] / drifts[0] < 6
 
@@ -353,10 +353,10 @@ def test_passes_below_the_kl_cap_are_all_taken() -> None:
 def test_base_kl_takes_the_policy_back_to_the_base() -> None:
     drifts = []
     for weight in (0.0, 100.0):
-        bench = Bench(base_kl=weight, learning_rate=0.01, kl_cap_nats=1e9, dropout_nats=1e9, **{**PURE, "trajectory_passes": 12})
+        bench = Bench(base_kl=weight, learning_rate=0.01, kl_cap_nats=1e9, dropout_nats=1e9, **{**PURE, "trajectory_passes": 6})
         bench.train(bench.example([1, -1, 1, -1]))
         bench.policy.refresh(bench.policy.next_weights(), 2)
-        drifts.append(bench.trainer.drift(bench.example([0] * 16)))
+        drifts.append(bench.trainer.drift(bench.example([0] * 8)))
     assert drifts[1] < drifts[0] / 2
 
 
