@@ -27,6 +27,7 @@ def run(argv: list[str]) -> int:
     settings = Settings.read(knobs)
     engine, draw, prompts = load_engine(settings), DrawSettings.of(settings.draw), measured_prompts(settings)
     rows = [engine.sampler.pictures(prompt, draw, tuple(range(DRAWN * n, DRAWN * (n + 1))), who="base") for n, prompt in enumerate(prompts)]
+    whole = spread(rows)
     print("| taste | " + " | ".join(f"best {kept} of {DRAWN}: effect, diversity" for kept in KEPT) + " |", "|---" * (1 + len(KEPT)) + "|", sep="\n")
     for taste in given.tastes.split(","):
         values = np.array([[TASTES[taste].utility(image, prompt) for image in row] for prompt, row in zip(prompts, rows, strict=True)])
@@ -36,6 +37,6 @@ def run(argv: list[str]) -> int:
             best = np.take_along_axis(values, order[:, :kept], axis=1)
             effect = (best.mean(axis=1) - values.mean(axis=1)).mean() / std
             chosen = [[row[i] for i in ranks[:kept]] for row, ranks in zip(rows, order, strict=True)]
-            cells.append(f"{effect:.2f}, {spread(chosen) / spread(rows):.2f}")
+            cells.append(f"{effect:.2f}, {spread(chosen) / whole:.2f}")
         print(f"| {taste} | " + " | ".join(cells) + " |", flush=True)
     return 0

@@ -59,8 +59,7 @@ def run(model: str, argv: list[str]) -> int:
     say(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}{kept}", end="")
     say(f"; there after {time.monotonic() - began:.0f} s")
 
-    drawing = sampler.draw("a red circle", draw, seeds)
-    drawn, peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
+    drawing, drawn, peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
     steps = k * draw.num_inference_steps
     say(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {peak / 1e9:.2f} GB")
 
@@ -69,7 +68,7 @@ def run(model: str, argv: list[str]) -> int:
     say(f"one denoiser call: {flops / 1e9:.1f} GFLOP; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}")
 
     example = rated(trainer, drawing)
-    trained, peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
+    _, trained, peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
     say(f"update on it: {trained:.2f} s; peak {peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}")
     return 0
 
@@ -89,17 +88,17 @@ def _loaded(model: str, settings: Settings, device: torch.device, card: float | 
     return policy, None if words is None else Embeddings(words, words).to(device)
 
 
-def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, int]:
-    """(median seconds, peak bytes) of it; of more than one time the first does not count."""
+def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tuple[Any, float, int]:
+    """(what it gives, median seconds, peak bytes) of it; of more than one time the first does not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     taken = []
     for _ in range(repeats):
         began = time.monotonic()
-        work()
+        made = work()
         _wait(device)
         taken.append(time.monotonic() - began)
-    return statistics.median(taken[1:] or taken), _peak(device)
+    return made, statistics.median(taken[1:] or taken), _peak(device)
 
 
 def _shrink(device: torch.device, size: int) -> None:

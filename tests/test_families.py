@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from loophil.build import load_engine, prompt_cache, warm_up
-from loophil.config import Learn, Lora, Settings
+from loophil.config import Learn, Lora, Memory, Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
@@ -87,9 +87,18 @@ each_family = pytest.mark.parametrize("kind", EACH.values(), ids=list(EACH))
 class Bench:
     """A policy on a tiny pipeline with its sampler and trainer."""
 
-    def __init__(self, kind: Kind, *, dtype: torch.dtype = torch.float32, size: int = 16, **learn: Any) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        dtype: torch.dtype = torch.float32,
+        size: int = 16,
+        device: torch.device | None = None,
+        memory: Memory | None = None,
+        **learn: Any,
+    ) -> None:
         pipeline = kind.build()
-        self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), LORA, size=size)
+        self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), LORA, size=size, device=device, memory=memory)
         schedule = schedule_of(self.policy.family.noise)
         self.sampler = Sampler(self.policy, schedule, timestep_fraction=0.7)
         self.trainer = Trainer(self.policy, schedule, Learn(**{"micro_batch": 2, "forward_batch": 4, **learn}))

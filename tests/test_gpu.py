@@ -12,20 +12,16 @@ import pytest
 import torch
 
 from loophil import offload
-from loophil.config import Learn, Memory
+from loophil.config import Memory
 from loophil.export import export
-from loophil.policy import LEARNER, Policy
-from loophil.sampler import Sampler
-from loophil.scheduler import schedule_of
-from loophil.trainer import Trainer
+from loophil.families import family_of
+from loophil.policy import LEARNER
 from loophil.types import DrawSettings
-from tests.test_families import ARRAYS, EACH, KINDS, LORA, SEEDS, Bench, Kind, adapter_of, arrays, unzipped
+from tests.test_families import ARRAYS, KINDS, SEEDS, Bench, Kind, adapter_of, arrays, each_family, unzipped
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
-each_family = pytest.mark.parametrize("kind", EACH.values(), ids=list(EACH))
 each_offload = pytest.mark.parametrize("away", ["none", "model", "group"])
-HALF = {"Stable Diffusion": torch.float16, "SDXL": torch.float16}  # the others' is bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -37,26 +33,17 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-class OnGPU(Bench):
+def on_gpu(kind: Kind, away: Any, *, half: bool = False, checkpointing: Any = "auto", **more: Any) -> Bench:
     """A policy on a GPU, so much of it away from there."""
-
-    def __init__(self, kind: Kind, away: Any, *, half: bool = False, size: int = 16, checkpointing: Any = "auto", **learn: Any) -> None:
-        pipeline = kind.build()
-        if half:
-            name = next(name for name, each in KINDS.items() if each is kind)
-            pipeline.to(HALF.get(name, torch.bfloat16))
-        memory = Memory(offload=away, checkpointing=checkpointing)
-        self.policy = Policy(pipeline, LORA, size=size, device=torch.device("cuda"), memory=memory)
-        schedule = schedule_of(self.policy.family.noise)
-        self.sampler = Sampler(self.policy, schedule, timestep_fraction=0.7)
-        self.trainer = Trainer(self.policy, schedule, Learn(**{"micro_batch": 2, "forward_batch": 4, **learn}))
+    dtype = family_of(kind.build(), 16).half if half else torch.float32
+    return Bench(kind, dtype=dtype, device=torch.device("cuda"), memory=Memory(offload=away, checkpointing=checkpointing), **more)
 
 
 @each_family
 @each_offload
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
 def test_the_ratio_is_1_at_unchanged_weights_in_half_precision(kind: Kind, away: str, checkpointing: str) -> None:
-    bench = OnGPU(kind, away, half=True, checkpointing=checkpointing, forward_passes=0)
+    bench = on_gpu(kind, away, half=True, checkpointing=checkpointing, forward_passes=0)
     stats = bench.train(bench.drawing())
     assert (stats.ratio_mean, stats.ratio_std, stats.kept) == (1, 0, 1)
     assert not torch.equal(*(torch.cat([value.flatten() for value in bench.policy.weights(who).values()]) for who in (LEARNER, "published")))
@@ -65,7 +52,7 @@ def test_the_ratio_is_1_at_unchanged_weights_in_half_precision(kind: Kind, away:
 @each_family
 @each_offload
 def test_what_is_drawn_and_learned_is_what_a_cpu_draws_and_learns(kind: Kind, away: str) -> None:
-    here, there = Bench(kind), OnGPU(kind, away)
+    here, there = Bench(kind), on_gpu(kind, away)
     for bench in (here, there):
         bench.train(bench.drawing())
     ours, theirs = here.policy.weights(LEARNER), there.policy.weights(LEARNER)
@@ -77,7 +64,7 @@ def test_what_is_drawn_and_learned_is_what_a_cpu_draws_and_learns(kind: Kind, aw
 @each_family
 @each_offload
 def test_the_lora_draws_the_same_pictures_elsewhere(kind: Kind, away: str, tmp_path: Path) -> None:
-    bench = OnGPU(kind, away, learning_rate=0.05, forward_learning_rate=0.05)
+    bench = on_gpu(kind, away, learning_rate=0.05, forward_learning_rate=0.05)
     policy = bench.policy
     before = arrays(bench.sampler.draw("a red circle", kind.settings, SEEDS))
     bench.train(bench.drawing())
@@ -91,7 +78,7 @@ def test_the_lora_draws_the_same_pictures_elsewhere(kind: Kind, away: str, tmp_p
 
 @each_family
 def test_parked_weights_are_away_and_pinned(kind: Kind) -> None:
-    policy = OnGPU(kind, "group").policy
+    policy = on_gpu(kind, "group").policy
     parked = [p for name, p in policy.denoiser.named_parameters() if name.endswith("parametrizations.weight.original")]
     assert parked
     assert all(p.device.type == "cpu" and p.is_pinned() for p in parked)
@@ -99,7 +86,7 @@ def test_parked_weights_are_away_and_pinned(kind: Kind) -> None:
 
 
 def test_memory_that_runs_out_makes_micro_batches_smaller_and_says_so() -> None:
-    bench = OnGPU(KINDS["Stable Diffusion"], "none", size=256, micro_batch=16, forward_passes=0, checkpointing="off")
+    bench = on_gpu(KINDS["Stable Diffusion"], "none", size=256, micro_batch=16, forward_passes=0, checkpointing="off")
     drawing = bench.sampler.draw("a red circle", DrawSettings(3, 1.0, 1.0), SEEDS)
     need = _peak(lambda: bench.train(drawing))
     bench.trainer.restart()
@@ -116,7 +103,7 @@ def test_memory_that_runs_out_makes_micro_batches_smaller_and_says_so() -> None:
 
 
 def test_the_first_update_measures_how_many_images_fit() -> None:
-    bench = OnGPU(KINDS["SDXL"], "model", micro_batch=0)
+    bench = on_gpu(KINDS["SDXL"], "model", micro_batch=0)
     bench.train(bench.drawing())
     assert bench.trainer.room.size == 16  # a tiny model's images all fit
 
