@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -313,6 +313,7 @@ class Learner:
     def _examples(self, engine: Engine, lessons: Sequence[Lesson]) -> list[Example]:
         """Lessons with their tensors: transitions from disk where they are trained, else the clean latents, from memory."""
         clean, examples, line = {}, [], self._line(self.current)
+        read = lru_cache(maxsize=1)(engine.policy.read)  # what one policy drew is often learned in one go
         for lesson in lessons:
             key, whole = lesson.group.id, self._by_trajectory(lesson)
             trajectory = None if whole else self._clean.get(key)
@@ -320,16 +321,16 @@ class Learner:
                 trajectory = engine.sampler.read(self.store.transitions_path(key))
             if not whole:
                 trajectory = clean[key] = engine.sampler.clean_only(trajectory)
-            examples.append(engine.trainer.example(lesson, trajectory, partial(self._drawn_by, engine, lesson.group, line)))
+            examples.append(engine.trainer.example(lesson, trajectory, partial(self._drawn_by, read, lesson.group, line)))
         self._clean = clean
         return examples
 
-    def _drawn_by(self, engine: Engine, group: Group, line: Sequence[int]) -> Weights | None:
+    def _drawn_by(self, read: Callable[[Path], Weights], group: Group, line: Sequence[int]) -> Weights | None:
         """The weights of the policy that drew a group, None = the base's; of the nearest before it in this line where that one is lost, or left by
         a rollback: else its group would lead back there."""
         for number in (number for number in line if number <= group.policy_version):
             with suppress(UnknownVersion):
-                return engine.policy.read(self.store.version_path(number) / ADAPTER)
+                return read(self.store.version_path(number) / ADAPTER)
         return None
 
     def _publish(self, engine: Engine, update: int, lessons: Sequence[Lesson], stats: UpdateStats) -> Version:

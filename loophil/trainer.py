@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from loophil.config import Learn
 from loophil.errors import LearningError
-from loophil.families import Embeddings
+from loophil.families import Embeddings, Words, expand, join, placed
 from loophil.memory import Room, out_of_memory
 from loophil.meter import Done, Meter
 from loophil.objectives import OBJECTIVES, ObjectiveStats, base_kl, forward_process, fpo, per_dimension, sample_dropout, sft
@@ -57,6 +58,21 @@ class Example:
     def advantages(self) -> torch.Tensor:
         """(k,) float32."""
         return torch.from_numpy(self.lesson.advantages).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """n images as the forward process meets them: x_t, v (n, C, H, W), t and advantages (n,), the words of n prompts, and who drew them."""
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    words: Words
+    v: torch.Tensor
+    advantages: torch.Tensor
+    drawer: Weights | None
+
+    def __len__(self) -> int:
+        return len(self.t)
 
 
 class Trainer:
@@ -142,9 +158,10 @@ class Trainer:
         """Micro-batches of an update, if no pass is cut short."""
         learn = self.learn
         trajectories = sum(len(list(_micro_batches(e, self.room.size))) for e in young)
-        turns = sum(self._turn_count(telling, first=number == 0) for number in range(learn.forward_passes if telling else 0))
-        each = math.ceil(max((len(e.lesson.advantages) for e in telling), default=0) / self.room.size)
-        return learn.trajectory_passes * trajectories + turns * each
+        k = max((len(e.lesson.advantages) for e in telling), default=1)
+        turns = [self._turn_count(telling, first=number == 0) for number in range(learn.forward_passes if telling else 0)]
+        forward = sum(math.ceil(n / max(1, self.room.size // k)) * math.ceil(k / self.room.size) for n in turns)
+        return learn.trajectory_passes * trajectories + forward
 
     def _trajectory_pass(self, examples: Sequence[Example], meter: Meter, *, first: bool) -> Generator[Done, None, bool]:
         """One optimizer step of the trajectory objective over every transition of every example; whether it was taken.
@@ -217,12 +234,9 @@ class Trainer:
         times = stratified(len(chosen), self.schedule.num_train_timesteps, self.learn.forward_fraction, self.rng)
         n = sum(len(e.lesson.advantages) for e in chosen)
         self.optimizers[FORWARD].zero_grad(set_to_none=True)
-        for example, moment in zip(chosen, times, strict=True):
-            clean, drawer = example.trajectory.clean_latents, example.drawn_by()
-            noise = randn(clean.shape[1:], self.rng, clean.device, torch.float32)
-            for rows in torch.arange(len(clean)).split(self.room.size):
-                loss_sum += self._backward(self._forward_loss(example, rows, moment, noise, drawer).sum() / n)
-                yield meter.tick()
+        for parts in self._noised_batches(chosen, times):
+            loss_sum += self._backward(self._forward_loss(parts).sum() / n)
+            yield meter.tick()
         meter.stepped(loss_sum, self._step(FORWARD), FORWARD_PROCESS, [e.lesson for e in chosen])
 
     def _turns(self, examples: Sequence[Example], *, first: bool) -> list[Example]:
@@ -239,27 +253,51 @@ class Trainer:
         k = max(len(e.lesson.advantages) for e in examples)
         return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples) if first else 0)
 
-    def _forward_loss(self, example: Example, rows: torch.Tensor, moment: torch.Tensor, noise: torch.Tensor, drawer: Weights | None) -> torch.Tensor:
-        """(n,) losses of images `rows` of a group that `drawer` drew, None = the reference. Guidance is off: it is a way of drawing.
+    def _noised_batches(self, examples: Sequence[Example], times: torch.Tensor) -> Iterator[list[Noised]]:
+        """A group at a time each, as many images together as a micro-batch takes."""
+        batch: list[Noised] = []
+        for example, moment in zip(examples, times, strict=True):
+            clean, drawer = example.trajectory.clean_latents, example.drawn_by()
+            noise = randn(clean.shape[1:], self.rng, clean.device, torch.float32)
+            for rows in torch.arange(len(clean)).split(self.room.size):
+                if sum(map(len, batch)) + len(rows) > self.room.size:
+                    yield batch
+                    batch = []
+                batch.append(self._noised(example, rows, moment, noise, drawer))
+        yield batch
 
-        Siblings share time and noise (C, H, W), so that what they have in common cancels: their advantages add up to 0. Therefore the reference is
+    def _noised(self, example: Example, rows: torch.Tensor, moment: torch.Tensor, noise: torch.Tensor, drawer: Weights | None) -> Noised:
+        """Images `rows` of a group that `drawer` drew, None = the reference, at one time and with one noise (C, H, W).
+
+        Siblings share both, so that what they have in common cancels: their advantages add up to 0. Therefore the reference is
         the policy that drew the group, as in DiffusionNFT: held against the base, a group would draw the model back to it, by all that had been
         learned when it was drawn. Since every group goes on teaching, the model settles near the mean of what they ask for: n groups move it as far
         as about log n times one, and no further.
         """
         device, words = self.policy.device, self.policy.unguided(example.embeddings, example.lesson.group.settings.guidance_scale)
-        embeddings = Embeddings(words, words)
         x0 = example.trajectory.clean_latents[rows].to(device).float()
         noise, t = noise.expand_as(x0).to(device), moment.expand(len(x0)).to(device)
-        x_t = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype)
-        with torch.no_grad(), self._drawing(drawer):
-            v_ref = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
+        x_t, v = self.schedule.add_noise(x0, noise, t).to(self.policy.dtype), self.schedule.velocity(x0, noise, t)
+        return Noised(x_t, t, expand(placed(words, device), len(x0)), v, example.advantages[rows].to(device), drawer)
+
+    def _forward_loss(self, parts: Sequence[Noised]) -> torch.Tensor:
+        """(n,) losses of all these images, in as few batches as there are policies that drew them: a small one takes nearly as long."""
+        references = []
+        for _, drawn in groupby(parts, key=lambda part: id(part.drawer)):
+            same = list(drawn)
+            with torch.no_grad(), self._drawing(same[0].drawer):
+                references.append(self._velocity(same))
         with self.policy.acting(LEARNER):
-            v_theta = self.schedule.to_velocity(self.policy.predict(x_t, t, embeddings, 1.0), x_t, t)
-        v, advantages = self.schedule.velocity(x0, noise, t), example.advantages[rows].to(device)
+            v_theta = self._velocity(parts)
+        v_ref, v, advantages = torch.cat(references), torch.cat([part.v for part in parts]), torch.cat([part.advantages for part in parts])
         objective = fpo if self.learn.forward_objective == "fpo" else partial(forward_process, beta=self.learn.beta)
         loss, _ = objective(v_theta, v_ref, v, advantages)
         return loss + self.learn.sft * sft(v_theta, v, advantages) if self.learn.sft else loss
+
+    def _velocity(self, parts: Sequence[Noised]) -> torch.Tensor:
+        """(n, C, H, W) of all these images, in one batch. Guidance is off: it is a way of drawing."""
+        x_t, t, words = torch.cat([part.x_t for part in parts]), torch.cat([part.t for part in parts]), join([part.words for part in parts])
+        return self.schedule.to_velocity(self.policy.predict(x_t, t, Embeddings(words, words), 1.0), x_t, t)
 
     @contextmanager
     def _drawing(self, weights: Weights | None) -> Iterator[None]:

@@ -120,6 +120,8 @@ def test_a_group_is_held_against_the_policy_that_drew_it(store: Store, runs: Pat
     room.learned()  # version 5 of a group that was drawn by 4
     kept = {number: room.fake.read(store.version_path(number) / ADAPTER) for number in (1, 4)}
     assert [drawn_by() for drawn_by in room.fake.drawn_by.values()] == [None, kept[1], kept[1], kept[4]]
+    one, other = list(room.fake.drawn_by.values())[1:3]
+    assert one() is other()  # so the trainer knows that the two are one's
     (store.version_path(4) / ADAPTER).write_bytes(b"damaged")
     assert [drawn_by() for drawn_by in room.fake.drawn_by.values()] == [None, kept[1], kept[1], kept[1]]
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -213,7 +214,8 @@ def test_micro_batches_add_up_to_the_same_forward_gradient(micro_batch: int) -> 
     gradients = []
     for size in (64, micro_batch):
         bench = Bench(grad_clip=1e9, micro_batch=size, **FORWARD_ONLY)
-        bench.train(bench.example())
+        drawer = {key: weight.flip(0) for key, weight in bench.policy.weights().items()}
+        bench.train(bench.example(), replace(bench.example([1, -1, 3]), drawn_by=partial(dict, drawer)))
         gradients.append(bench.gradient())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))
 
@@ -380,7 +382,7 @@ def test_siblings_share_time_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(micro_batch=64, **FORWARD_ONLY)
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     bench.train(bench.example(clean_latents=torch.zeros(4, 4, 8, 8)))
-    one, other = (call.args[2] for call in spy.call_args_list)
+    one, other = spy.call_args.args[2].split(4)
     assert all(torch.equal(row, one[0]) for row in one)
     assert not torch.equal(other[0], one[0])
 
@@ -400,13 +402,30 @@ def test_the_reference_of_the_forward_process_is_the_policy_that_drew_the_group(
         assert equal([*bench.policy.weights().values()], [*base.values()])  # what is published wore the other weights only meanwhile
 
 
+def test_groups_share_a_batch_of_the_learner_and_those_of_one_policy_one_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(micro_batch=8, **{**FORWARD_ONLY, "forward_batch": 16})
+    drawer = bench.policy.weights()
+    examples = [replace(bench.example(), drawn_by=reader) for reader in (lambda: None, lambda: drawer)]
+    acting: list[str] = []
+    real = bench.policy.predict
+
+    def predict(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        acting.append(f"{bench.policy._active} {len(latents)}")
+        return real(latents, *rest)
+
+    monkeypatch.setattr(bench.policy, "predict", predict)
+    monkeypatch.setattr(bench.trainer, "_turns", lambda *_, **__: [examples[0], examples[0], examples[0], examples[1]])
+    bench.train(*examples)
+    assert acting == ["base 8", "learner 8", "base 4", "published 4", "learner 8"]
+
+
 def test_what_is_new_comes_first_in_the_forward_process(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(micro_batch=64, **FORWARD_ONLY)  # room for 2 groups of 4
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     old, new = bench.example([1, -1, 1, -1], fresh=False), bench.example([3, 0, 0, -3])
     for _ in range(3):
         bench.train(old, old, old, new, old)
-        assert [call.args[3].tolist() for call in spy.call_args_list[-2:]] == [[3, 0, 0, -3], [1, -1, 1, -1]]
+        assert spy.call_args.args[3].tolist() == [3, 0, 0, -3, 1, -1, 1, -1]
 
 
 def test_after_the_first_pass_what_is_new_counts_as_what_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +441,7 @@ def test_a_single_group_fills_the_forward_batch_by_turns(monkeypatch: pytest.Mon
     bench = Bench(micro_batch=64, **FORWARD_ONLY)
     monkeypatch.setattr(FORWARD_PROCESS, spy := Mock(wraps=forward_process))
     bench.train(bench.example([1, -1]))
-    assert [call.args[3].tolist() for call in spy.call_args_list] == [[1, -1]] * 4
+    assert [call.args[3].tolist() for call in spy.call_args_list] == [[1, -1] * 4]
 
 
 def test_nothing_new_is_passed_over_however_small_the_forward_batch() -> None:
@@ -450,7 +469,7 @@ def test_times_of_the_forward_process_cover_all_noise_levels(monkeypatch: pytest
     example = bench.example([1, -1])
     monkeypatch.setattr(bench.policy, "predict", spy := Mock(wraps=bench.policy.predict))
     bench.train(example)
-    times = [int(call.args[1][0]) for call in spy.call_args_list[1::2]]  # of each turn the reference is asked, then the learner
+    times = spy.call_args.args[1][::2].tolist()  # siblings share theirs
     assert sorted(time // 50 for time in times) == list(range(10, 20))
     assert times != sorted(times)
 
