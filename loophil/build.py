@@ -129,6 +129,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     say("1 of 3: torch and diffusers")
     from loophil.pipeline import choose_device, commit_of, device_memory, load_pipeline
     from loophil.policy import Policy
+    from loophil.preview import load_preview
     from loophil.sampler import Sampler
     from loophil.scheduler import schedule_of
     from loophil.trainer import Trainer
@@ -160,6 +161,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         memory=lambda: device_memory(device),
         note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
         commit=commit,
+        preview=load_preview(settings.draw.preview, policy.latent_shape[0], device, policy.dtype) if settings.draw.preview else None,
     )
 
 

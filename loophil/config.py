@@ -59,6 +59,7 @@ class Draw(Section):
     negative_prompt: str = Field("", max_length=1000, description="What not to draw; empty = nothing.")
     size: int = Field(0, ge=0, le=2048, description="Width and height of a picture in pixels, the same for a whole run; 0 = the model's own.")
     prompts: str = Field("world", description="A list of prompts: a name in data/prompts or a text file with one prompt a line; wildcards allowed.")
+    preview: str = Field("", description="A tiny autoencoder, madebyollin/taesd or a folder, shows who waits what is being drawn; empty = none.")
 
 
 class Lora(Section):

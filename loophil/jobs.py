@@ -33,8 +33,11 @@ from loophil.understanding import SCALE, TASTE, Understanding
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from loophil.meter import Done
     from loophil.policy import Policy
+    from loophil.preview import Preview
     from loophil.sampler import Sampler
     from loophil.trainer import Example, Trainer, Weights
 
@@ -62,6 +65,7 @@ class Engine:
     memory() -> (bytes in use, bytes in all), None without a GPU
     scheduler: what a group's record says it was drawn with;  note: what the status should say of this model, "" = nothing
     commit: of a Hub model, the one that was loaded
+    preview: rough pictures of the latents of a drawing that goes on, None = there are none
     """
 
     policy: Policy
@@ -74,6 +78,7 @@ class Engine:
     memory: Callable[[], tuple[int, int] | None] = lambda: None
     note: str = ""
     commit: str | None = None
+    preview: Preview | None = None
 
 
 def adopted(store: Store) -> int:
@@ -83,17 +88,29 @@ def adopted(store: Store) -> int:
 
 
 class Studio:
-    """Draws groups and keeps them. The seeds follow from the run's seed and how many groups it has, so a reopened run draws what comes next."""
+    """Draws groups and keeps them. The seeds follow from the run's seed and how many groups it has, so a reopened run draws what comes next.
+
+    sketches    rough pictures of the group that is being drawn, if somebody waits for it
+    """
 
     def __init__(self, store: Store, settings: Settings, prompts: PromptSource) -> None:
         self.store, self.settings, self.prompts = store, settings, prompts
+        self.sketches: Sequence[Image.Image] = ()
         self._drawn = int(store.noted("groups.drawn", 0))
 
-    def draw(self, engine: Engine, prompt: str, kind: str) -> Group:
-        """One group of the prompt, "" = the next of the list."""
+    def draw(self, engine: Engine, prompt: str, kind: str, reached: Callable[[int, int], bool] = lambda step, steps: False) -> Group:
+        """One group of the prompt, "" = the next of the list. reached(step, of how many): is told, and says whether somebody waits for it."""
+
+        def watch(step: int, steps: int, clean: torch.Tensor) -> None:
+            if reached(step, steps) and engine.preview:
+                self.sketches = engine.preview(clean)
+
         rng = np.random.default_rng((self.settings.seed, 11, self._drawn))
         seeds = tuple(int(seed) for seed in rng.integers(0, 2**48, self.settings.draw.num_images_per_prompt))
-        drawing = engine.sampler.draw(prompt or self.prompts.next(), DrawSettings.of(self.settings.draw), seeds)
+        try:
+            drawing = engine.sampler.draw(prompt or self.prompts.next(), DrawSettings.of(self.settings.draw), seeds, watch=watch)
+        finally:
+            self.sketches = ()
         group = self.store.add_group(
             drawing.prompt,
             drawing.settings,

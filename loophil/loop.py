@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from loophil.alarms import Watch
@@ -25,6 +24,7 @@ from loophil.config import Settings
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput
 from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Learner, Strip, Studio
+from loophil.pace import Pace
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
@@ -32,9 +32,10 @@ from loophil.trouble import Troubles
 from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.understanding import Understanding
 from loophil.unscored import Unscored
-from loophil.worker import Job, Stopped, Worker, stop
+from loophil.worker import CLOSED, Job, Stopped, Worker, stop
 
 PRESENT_SECONDS = 20.0  # a page asks for groups at least every 15 s
+SLOW_SECONDS = 3.0  # of a drawing, before the status says how far it is
 REST_SECONDS = 10.0  # before drawing or loading is tried again
 MAX_WISHES = 20
 MOST_OWED = 8  # rated groups whose automatic rounds are made up for later
@@ -67,10 +68,8 @@ class Loop:
         self._unscored = Unscored(clock)
         self._news = True  # ratings, scores or a version that the learner has not looked at
         self._said = True  # ratings that the taste was not learned from
-        self._seconds = {"draw": 2.0, "update": 3.0}  # for one group; both follow what is measured
-        self._owed, self._auto_left, self._newest_act = 0.0, 0.0, 0
+        self._pace, self._auto_left, self._newest_act = Pace(), 0.0, 0
         self._seen = self._rest_until = -math.inf
-        self._rated_at: deque[float] = deque(maxlen=8)
         self._troubles = Troubles(store.recovered)
         version = store.current_version()
         self.status = Status(
@@ -141,7 +140,7 @@ class Loop:
         with self._lock:
             if act > self._newest_act:  # not one that was sent again
                 self._newest_act = act
-                self._rated_at.append(self._clock())
+                self._pace.rated(self._clock())
                 rounds = self.settings.loop.auto_rounds_per_rating
                 self._auto_left = min(self._auto_left + rounds, MOST_OWED * rounds)
         self._news = self._said = True
@@ -218,7 +217,7 @@ class Loop:
             self.learner.look()
             self._recount()
         if not self.learner.fresh:
-            self._owed = 0.0
+            self._pace.owed = 0.0
         jobs: dict[str, tuple[str, Callable[[], Any]]] = {
             "load": (LOADING, self._load_engine),
             "prefetch": (DRAWING, self._draw),
@@ -262,10 +261,7 @@ class Loop:
             return self._wishes.popleft() if self._wishes else Job(DRAWING, self._draw)
 
     def _situation(self) -> Situation:
-        loop, now = self.settings.loop, self._clock()
-        with self._lock:
-            gaps = np.diff(self._rated_at)
-        pace = float(np.median(gaps)) if len(gaps) else 2.5
+        loop, pace, now = self.settings.loop, self._pace, self._clock()
         present, judged = now - self._seen < PRESENT_SECONDS, bool(self.settings.rewards) or self.understanding.weight > 0
         return Situation(
             loaded=self._engine is not None,
@@ -273,10 +269,10 @@ class Loop:
             asked=bool(self._wishes),
             present=present,
             learning=self.learner.fresh and not self.status.paused,
-            owed=self._owed,
+            owed=self._pace.owed,
             ready=len(self.stock),
             # Without a thread nothing is drawn ahead: it would only be drawn by an older policy.
-            target=prefetch_target(loop.prefetch, sum(self._seconds.values()), pace, self.stock.pages) if loop.threaded else 0,
+            target=prefetch_target(loop.prefetch, pace.draw + pace.update, pace.rating, self.stock.pages) if loop.threaded else 0,
             unscored=len(self._unscored),
             said=self._said,
             again_due=self._unscored.again_due,
@@ -304,17 +300,22 @@ class Loop:
 
     def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:
         began = self._clock()
-        group = self.studio.draw(self.engine, prompt, kind)
+        group = self.studio.draw(self.engine, prompt, kind, partial(self._drawing, began))
         if offered:
             self.stock.add(group, wanted=wanted)
         if self.settings.rewards:
             self._unscored.add(group)
-        spent = self._clock() - began
-        self._seconds["draw"] += 0.3 * (spent - self._seconds["draw"])
-        price = max(spent, self._seconds["update"])  # at least half of the time is the learner's, and it keeps up with what is drawn
-        self._owed = min(self._owed + price, price)
-        self._recount(seconds_per_group=self._seconds["draw"])
+        self._pace.drew(self._clock() - began)
+        self._recount(seconds_per_group=self._pace.draw)
         return group
+
+    def _drawing(self, began: float, step: int, steps: int) -> bool:
+        """After a step of a drawing: a slow one is in the status. Whether somebody waits for it."""
+        if self._closed:
+            raise Stopped(CLOSED)
+        if self._clock() - began > SLOW_SECONDS:
+            self._tell(worker=f"{self.status.worker.split(', ')[0]}, {step} of {steps}")
+        return not self.stock
 
     def _score(self) -> None:
         """One group; a reward that fails is missing, with its reason in the status, and asked for this group again later."""
@@ -363,11 +364,10 @@ class Loop:
                 except StopIteration as end:
                     version, stats, groups = end.value
                     break
-                seconds = self._clock() - began
-                spent += seconds
-                self._owed = max(self._owed - seconds, -self._seconds["draw"])
+                spent += (seconds := self._clock() - began)
+                self._pace.learned(seconds)
                 yield ", ".join([f"{done} of {length}", *words])
-        self._seconds["update"] += 0.3 * (spent / groups - self._seconds["update"])
+        self._pace.updated(spent / groups)
         self._troubles.all_over()
         return self._changed(version, stats)
 

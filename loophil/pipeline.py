@@ -66,7 +66,7 @@ def commit_of(model: str, revision: str | None) -> str | None:
     """
     if Path(model).exists() or model.endswith((*PICKLES, ".safetensors")):
         return None
-    with _told(model, revision):
+    with told(model, revision):
         commit: str = resolve_revision(model, revision=revision).resolved
     return commit
 
@@ -83,7 +83,7 @@ def load_pipeline(model: str, revision: str | None, device: torch.device, say: C
         raise ConfigError(f"The model '{model}' is a pickle, which can run programs: give it as .safetensors, or as a folder in diffusers' format.")
     for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
         logging.disable_progress_bar()
-    with _told(model, revision):
+    with told(model, revision):
         pipeline = _from_single_file(Path(model), device, say) if model.endswith(".safetensors") else _from_folder(model, revision, device, say)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -93,7 +93,7 @@ def load_pipeline(model: str, revision: str | None, device: torch.device, say: C
 
 
 @contextmanager
-def _told(model: str, revision: str | None) -> Iterator[None]:
+def told(model: str, revision: str | None) -> Iterator[None]:
     """What fails inside is a ConfigError with the reason and the remedy."""
     try:
         yield
@@ -154,9 +154,9 @@ def _parts_said(say: Callable[[str], None]) -> Iterator[None]:
         if not str(more.get("desc", "")).startswith("Loading pipeline components"):
             shown: Iterable[Any] = bar(*args, **more)
             return shown
-        return told(list(args[0]))
+        return one_by_one(list(args[0]))
 
-    def told(parts: list[Any]) -> Iterator[Any]:
+    def one_by_one(parts: list[Any]) -> Iterator[Any]:
         for i, part in enumerate(parts, start=1):
             say(f"loading {i} of {len(parts)} parts")
             yield part

@@ -6,6 +6,7 @@ nothing; the old log-probabilities are those of drawing time and are never compu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from loophil.policy import BASE, PUBLISHED, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, trainable
 from loophil.types import Drawing, DrawSettings, Trajectory
 
+Watch = Callable[[int, int, torch.Tensor], None]  # is told, after each step: how many are done, of how many, and x_0 as it is foretold
 LEAST_STD = 0.03  # of the noisiest step, in latents of spread 1: a chain with less is a deterministic one, and its log-ratios say nothing
 
 
@@ -52,8 +54,8 @@ class Sampler:
         return min(wanted, first_gap, steps - 1)
 
     @torch.no_grad()
-    def draw(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str = PUBLISHED) -> Drawing:
-        """k = len(seeds) images of `prompt`; image i depends on seeds[i] alone, not on its siblings.
+    def draw(self, prompt: str, settings: DrawSettings, seeds: tuple[int, ...], *, who: str = PUBLISHED, watch: Watch | None = None) -> Drawing:
+        """k = len(seeds) images of `prompt`; image i depends on seeds[i] alone, not on its siblings. What `watch` raises ends it.
 
         Raises LearningError where the model gives numbers that are not finite: nothing of it may be shown or learned from.
         """
@@ -68,12 +70,15 @@ class Sampler:
             for number, timestep in enumerate(timesteps.to(policy.device)):
                 eta = settings.eta if number < trained or not self.window else 0.0
                 output = policy.predict(latents, timestep, embeddings, settings.guidance_scale)
+                before = latents
                 latents, log_prob = step_with_log_prob(
                     self.schedule, output, timestep, latents, num_inference_steps=settings.num_inference_steps, eta=eta, generator=generators
                 )
                 if len(chain) <= trained:
                     chain.append(latents)
                     log_probs.append(log_prob[:, None])
+                if watch is not None:
+                    watch(number + 1, len(timesteps), self.schedule.foretold(output, before, timestep))
         if not torch.isfinite(latents).all():
             raise LearningError(f"The {who} model (version {policy.version}) drew numbers that are not finite: roll back to an earlier version.")
         trajectory = Trajectory(

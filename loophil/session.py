@@ -87,6 +87,10 @@ class Session:
         """Groups for somebody who looks and does not teach: nothing is kept from others by that."""
         return self._loop.show(limit)
 
+    def sketches(self) -> Sequence[Image.Image]:
+        """Rough pictures of the group that is being drawn while nothing else is ready; () where there are none."""
+        return self._loop.studio.sketches
+
     def ask(self, prompt: str) -> None:
         """A group of this prompt is drawn next and offered first; never waits."""
         self._loop.draw(self._clean(prompt), offered=True)

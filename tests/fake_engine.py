@@ -24,6 +24,7 @@ from loophil.config import Learn, Settings
 from loophil.jobs import Engine
 from loophil.loop import Loop
 from loophil.prompts import PromptSource
+from loophil.sampler import Watch
 from loophil.session import Session
 from loophil.store import open_run
 from loophil.types import Drawing, DrawSettings, Label, Lesson, UpdateStats
@@ -86,6 +87,7 @@ class FakeEngine:
     memory: tuple[int, int] | None = None
     drifted: float = 0.0
     note: str = ""
+    preview: Callable[[Any], Any] | None = None
     referred: bool = False
     hold: Callable[[str], None] = lambda what: None
 
@@ -104,6 +106,7 @@ class FakeEngine:
             device="fake",
             memory=lambda: self.memory,
             note=self.note,
+            preview=self.preview,
         )
 
     def _work(self, what: str, seconds: float) -> None:
@@ -116,9 +119,11 @@ class FakeEngine:
 
     # sampler
 
-    def draw(self, prompt: str, settings: DrawSettings, seeds: Sequence[int]) -> Drawing:
+    def draw(self, prompt: str, settings: DrawSettings, seeds: Sequence[int], *, watch: Watch) -> Drawing:
         version = self.version
+        watch(1, 2, cast("Any", seeds))
         self._work("draw", DRAW_SECONDS)
+        watch(2, 2, cast("Any", seeds))
         assert version == self.version, "refreshed while drawing"
         pictures = tuple(self._picture(prompt, seed, self.published) for seed in seeds)
         return Drawing(prompt, settings, tuple(seeds), version, pictures, cast("Any", {"young": True, "seeds": list(seeds)}))

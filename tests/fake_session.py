@@ -73,6 +73,7 @@ class FakeSession:
             self.switched: list[tuple[Any, ...]] = []
             self.version_titles: dict[int, str] = {}
             self.paused = False
+            self.drafts: list[Image.Image] = []
             self.worker = "waiting for ratings"
             self.last_error: str | None = None
             self.note: str | None = None
@@ -170,6 +171,9 @@ class FakeSession:
             while len(self.unrated(rater)) < self.stock:
                 self.draw()
             return self.unrated(rater)[:limit]
+
+    def sketches(self) -> Sequence[Image.Image]:
+        return self.drafts
 
     def ask(self, prompt: str) -> None:
         with self.lock:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from loophil.config import Settings
 from loophil.types import GO_ON, RETRY
-from tests.browsing import PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
+from tests.browsing import FIRST_PIXEL, PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
 from tests.fake_session import FakeSession
 from tests.serving import serving
 
@@ -726,6 +727,26 @@ def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[Fak
     wait_for_acts(session, page, 1)
     press(page, "u", "u")  # the example does not come back
     expect(page.locator(".lh-prompt")).to_have_text(re.compile(r" g\d+$"))
+
+
+def test_who_waits_sees_what_is_being_drawn_and_then_it_keeps_its_places(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, url = served
+    session.reset()
+    session.stock, session.worker = 0, "drawing, 3 of 20"
+    session.drafts = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue", "white")]
+    page = context.new_page()
+    page.goto(url)
+    expect(page.locator(".frame .rough")).to_have_count(4)
+    assert [page.evaluate(FIRST_PIXEL, image)[0] > 128 for image in page.locator(".rough").element_handles()] == [True, False, False, True]
+    assert page.locator(".portion").evaluate("bar => bar.value") == 3 / 20
+    press(page, "2", "4")
+    session.stock, session.drafts = 6, []
+    expect(page.locator(".lh-prompt")).to_have_text(re.compile(r" g\d+$"), timeout=15_000)
+    expect(page.locator(".frame .rough")).to_have_count(0)
+    assert session.acts == []
+    press(page, "2", "4")
+    wait_for_acts(session, page, 1)
+    assert session.acts[0].order == (0, 1, 2, 3)
 
 
 def test_pause_stops_learning_and_not_rating(desk: tuple[FakeSession, Page]) -> None:

@@ -36,6 +36,7 @@ STOREYS = {
     "loophil.export": 3,
     "loophil.hub": 3,
     "loophil.policy": 2,
+    "loophil.preview": 2,
     "loophil.dataset": 2,
     "loophil.snapshots": 2,
     "loophil.lessons": 2,
@@ -58,6 +59,7 @@ STOREYS = {
     "loophil.unscored": 1,
     "loophil.store": 1,
     "loophil.decide": 0,
+    "loophil.pace": 0,
     "loophil.advantages": 0,
     "loophil.types": 0,
     "loophil.config": 0,
@@ -76,7 +78,8 @@ WALLS = {
     "gradio": {"app", "loophil.ui"},  # the page can be exchanged, and the loop runs without one
     "sqlite3": {"loophil.store"},  # one place that knows how ratings are kept
     "sqlite_utils": {"loophil.store"},
-    "diffusers": {"loophil.families", "loophil.pipeline", "loophil.policy", "loophil.export"},  # the method is pure functions of tensors
+    # The method is pure functions of tensors.
+    "diffusers": {"loophil.families", "loophil.pipeline", "loophil.policy", "loophil.preview", "loophil.export"},
     "peft": {"loophil.families", "loophil.policy", "loophil.export"},
     # A token that somebody typed passes through hub alone; pipeline and load_failure know the errors alone.
     "huggingface_hub": {"loophil.hub", "loophil.snapshots", "loophil.export", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},

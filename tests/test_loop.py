@@ -574,6 +574,30 @@ def test_whoever_waits_sees_how_far_it_is_and_what_it_needs(staged: Staged) -> N
     assert stage.session.status().raters == 2
 
 
+def test_whoever_waits_sees_what_is_being_drawn_and_how_far_a_slow_drawing_is(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fake_engine.DRAW_SECONDS", 4.0)
+    stage, seen = staged(), list[Any]()
+
+    def preview(clean: Any) -> Any:
+        seen.append((stage.session.sketches(), stage.loop.status.worker))
+        return [f"{len(clean)} pictures after step {len(seen)}"]
+
+    stage.fake.preview = preview
+    stage.run()
+    # of the first group alone: then something is ready
+    assert seen == [((), "drawing"), (["4 pictures after step 1"], "drawing, 2 of 2")]
+    assert len(stage.loop.stock) > 1
+    assert stage.session.sketches() == ()
+
+
+def test_a_drawing_ends_with_the_program(staged: Staged) -> None:
+    stage = staged()
+    stage.fake.preview = lambda clean: stage.loop.close()
+    stage.run()
+    assert [what for what, _, _ in stage.fake.spans] == ["load", "draw"]
+    assert (drawn(stage), stage.loop.status.last_error) == ([], None)
+
+
 def test_rating_that_fails_twice_is_set_aside_and_the_others_are_learned(staged: Staged) -> None:
     stage = staged()
     stage.run()
@@ -985,7 +1009,7 @@ def test_seconds_follow_what_is_measured(staged: Staged, monkeypatch: pytest.Mon
     assert stage.session.status().seconds_per_group == pytest.approx(4 - 2 * 0.7**4)
     for _ in range(3):
         teach(stage)
-    assert stage.loop._seconds["update"] == pytest.approx(UPDATE_SECONDS)
+    assert stage.loop._pace.update == pytest.approx(UPDATE_SECONDS)
 
 
 def test_constants_fit_the_page() -> None:

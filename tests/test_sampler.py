@@ -63,6 +63,15 @@ STOCK = [
 ]
 
 
+def test_whoever_watches_is_told_after_each_step_what_is_foretold_and_changes_nothing() -> None:
+    drawer, told = sampler(prediction_type="v_prediction"), []
+    watched = drawer.draw("a red circle", SETTINGS, SEEDS, watch=lambda step, steps, clean: told.append((step, steps, clean)))
+    assert [(step, steps) for step, steps, _ in told] == [(i, 4) for i in range(1, 5)]
+    assert torch.equal(watched.trajectory.clean_latents, drawer.draw("a red circle", SETTINGS, SEEDS).trajectory.clean_latents)
+    far = [float((clean - watched.trajectory.clean_latents).abs().mean()) for _, _, clean in told]
+    assert far[-1] < far[0] / 10
+
+
 @pytest.mark.parametrize(("scheduler", "settings"), STOCK)
 def test_a_rollout_is_that_of_the_stock_pipeline(scheduler: dict[str, Any], settings: DrawSettings) -> None:
     stock = tiny_pipeline(**scheduler)

@@ -678,6 +678,17 @@ def test_each_tab_asks_under_its_own_name(desk: tuple[FakeSession, Any], monkeyp
     assert asked == ["tab 1", "tab 2"]
 
 
+def test_who_waits_gets_sketches_and_who_has_something_to_rate_gets_none(desk: tuple[FakeSession, Any]) -> None:
+    session, sync = desk
+    session.drafts = [Image.new("RGB", (8, 8), "red")] * 4
+    assert sync()["sketches"] == []
+    session.full = session.stock = 0
+    said = sync(batch=[entry(f"u{i}", group["id"]) for i, group in enumerate(sync()["groups"])])
+    assert said["groups"] == []
+    assert len(said["sketches"]) == 4
+    assert all(url.startswith("data:image/jpeg;base64,") for url in said["sketches"])
+
+
 def test_sync_shows_no_seeds_before_the_rating(desk: tuple[FakeSession, Any]) -> None:
     group = desk[1]()["groups"][0]
     assert set(group) == {"id", "prompt", "version", "pictures"}

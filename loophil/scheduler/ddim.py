@@ -99,6 +99,10 @@ class DDIM:
             return out, (x_t - a * out) / b
         return a * x_t - b * out, a * out + b * x_t
 
+    def foretold(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_0 as the model predicts it, (B, C, H, W) in float32."""
+        return self.denoise(model_output, latents, timesteps)[0]
+
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, (B, C, H, W) in float32."""
         a, b = self._signal_and_noise(timesteps, x0)

@@ -103,6 +103,10 @@ class FlowMatching:
         t = per_image(torch.as_tensor(timesteps) / self.num_train_timesteps, x0)
         return (1 - t) * x0.float() + t * noise.float()
 
+    def foretold(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_0 = x_t - t v, (B, C, H, W) in float32."""
+        return latents.float() - per_image(torch.as_tensor(timesteps) / self.num_train_timesteps, latents) * model_output.float()
+
     def velocity(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """v = noise - x_0, (B, C, H, W) in float32, at any time."""
         return noise.float() - x0.float()

@@ -17,7 +17,7 @@ from loophil.types import Act
 from loophil.ui import answers, parse
 from loophil.ui.access import Access, Handlers
 from loophil.ui.contracts import sentence
-from loophil.ui.events import Answer, answering, sent_with
+from loophil.ui.events import Answer, answering, data_url, sent_with
 
 if TYPE_CHECKING:
     from loophil.runs import Runs
@@ -137,7 +137,8 @@ class Board(Handlers):
         with self._lock:
             self._revision = max(self._revision + 1, time.time_ns() // 1_000_000)
             groups = self.session.on_show(AHEAD) if guest else self.session.upcoming(rater, AHEAD, page=tab)
-            return {"rev": self._revision, "groups": [answers.board_group(group, self.session.images) for group in groups]}
+            sketches = [] if groups else [data_url(picture, "JPEG") for picture in self.session.sketches()]
+            return {"rev": self._revision, "groups": [answers.board_group(group, self.session.images) for group in groups], "sketches": sketches}
 
     @answering
     def ask(self, request: gr.Request, event: gr.EventData) -> Answer:

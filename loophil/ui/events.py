@@ -55,8 +55,8 @@ def sent_with(event: gr.EventData) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def data_url(picture: "Image.Image") -> str:
+def data_url(picture: "Image.Image", format: str = "PNG") -> str:
     """A picture for one page only: not worth a file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture.save(buffer, format)
+    return f"data:image/{format.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -109,7 +109,9 @@ function absorb(value) {
       .map((group) => old.get(group.id) || loaded(group));
   }
   const practised = example !== null && current === example && best === null && !given.length;
-  if (!leaving && queue.length && (!current || practised)) next(); else tell();
+  if (!leaving && queue.length && (!current || practised)) { next(); return; }
+  if (!leaving && !current) sketch(value.sketches || []);
+  tell();
 }
 
 function loaded(group) {
@@ -133,12 +135,22 @@ function next() {
   put();
 }
 
+// What is being drawn, as far as it is: rough, not to be rated.
+function sketch(pictures) {
+  cards.forEach((card, i) => {
+    const image = pictures[i] ? picture(pictures[i], `candidate ${i + 1}, being drawn`) : null;
+    image?.classList.add('rough');
+    card.querySelector('.frame').replaceChildren(...(image ? [image] : []));
+  });
+}
+
 function put() {
+  const sketched = find('.frame .rough') !== null;  // who has watched them come does not see them change places
   clearMarks();
   unzoom();
   element.querySelector('.lh-board').dataset.state = !current ? 'waiting' : current === example ? 'example' : 'rating';
   order = cards.map((_, i) => i).slice(0, current ? current.images.length : k);
-  if (current) shuffle(order);
+  if (current && !sketched) shuffle(order);
   cards.forEach((card, shown) => {
     card.hidden = shown >= order.length;
     const frame = card.querySelector('.frame');
