@@ -732,10 +732,12 @@ def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[Fak
 def test_who_waits_sees_what_is_being_drawn_and_then_it_keeps_its_places(served: tuple[FakeSession, str], context: BrowserContext) -> None:
     session, url = served
     session.reset()
-    session.stock, session.worker = 0, "drawing, 3 of 20"
-    session.drafts = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue", "white")]
+    session.stock, session.worker = 0, "loading the model"
     page = context.new_page()
     page.goto(url)
+    page.wait_for_selector(".lh-board[data-state=example]", timeout=15_000)
+    session.worker = "drawing, 3 of 20"
+    session.drafts = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue", "white")]
     expect(page.locator(".frame .rough")).to_have_count(4)
     assert [page.evaluate(FIRST_PIXEL, image)[0] > 128 for image in page.locator(".rough").element_handles()] == [True, False, False, True]
     assert page.locator(".portion").evaluate("bar => bar.value") == 3 / 20

@@ -110,7 +110,9 @@ function absorb(value) {
   }
   const practised = example !== null && current === example && best === null && !given.length;
   if (!leaving && queue.length && (!current || practised)) { next(); return; }
-  if (!leaving && !current) sketch(value.sketches || []);
+  const sketches = value.sketches || [];
+  if (practised && sketches.length) { current = null; put(); }
+  if (!leaving && !current) sketch(sketches);
   tell();
 }
 
