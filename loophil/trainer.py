@@ -254,7 +254,7 @@ class Trainer:
         return max(1, self.learn.forward_batch // k, sum(e.lesson.fresh for e in examples) if first else 0)
 
     def _noised_batches(self, examples: Sequence[Example], times: torch.Tensor) -> Iterator[list[Noised]]:
-        """A group at a time each, as many images together as a micro-batch takes."""
+        """The groups in turn, each at a time of its own; as many images together as a micro-batch takes."""
         batch: list[Noised] = []
         for example, moment in zip(examples, times, strict=True):
             clean, drawer = example.trajectory.clean_latents, example.drawn_by()
