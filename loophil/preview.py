@@ -5,6 +5,7 @@ Nothing is learned from them and nothing is kept; the pictures that are rated ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ from PIL import Image
 from loophil.errors import ConfigError
 from loophil.pipeline import told
 
+log = logging.getLogger(__name__)
+
 SIDE = 256  # pixels at most
 
 Preview = Callable[[torch.Tensor], list[Image.Image]]
@@ -22,6 +25,8 @@ Preview = Callable[[torch.Tensor], list[Image.Image]]
 
 def load_preview(where: str, channels: int, device: torch.device, dtype: torch.dtype) -> Preview:
     """(clean latents (B, C, H, W)) -> B small pictures, by the AutoencoderTiny of this folder or Hub id, safetensors only; it stays on the device.
+
+    Where it fails there are none, so that no drawing fails for it.
 
     Raises ConfigError where it cannot be loaded, or is for latents of other than `channels` channels.
     """
@@ -34,7 +39,11 @@ def load_preview(where: str, channels: int, device: torch.device, dtype: torch.d
 
     @torch.no_grad()
     def preview(latents: torch.Tensor) -> list[Image.Image]:
-        pixels = vae.decode(latents.to(dtype) / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        try:
+            pixels = vae.decode(latents.to(dtype) / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        except RuntimeError as error:  # memory has run out, most likely: the drawing goes on
+            log.warning("no preview: %s", error)
+            return []
         pictures: list[Image.Image] = processor.postprocess(pixels, output_type="pil")
         for picture in pictures:
             picture.thumbnail((SIDE, SIDE))

@@ -32,6 +32,12 @@ def test_a_preview_is_the_tiny_autoencoder_s_picture_made_small(tmp_path: Path) 
     assert torch.tensor(list(pictures[1].convert("RGB").getdata())).float().mean(0) / 255 == pytest.approx(whole[1].mean((1, 2)).tolist(), abs=0.02)
 
 
+def test_a_preview_that_fails_is_none_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    preview = load_preview(saved(tmp_path), 4, CPU, torch.float32)
+    assert preview(torch.zeros(1, 5, 8, 8)) == []
+    assert "no preview" in caplog.text
+
+
 def test_an_autoencoder_of_other_latents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--draw.preview .* is for latents of 16 channels, and this model's have 4\."):
         load_preview(saved(tmp_path, latent_channels=16), 4, CPU, torch.float32)
