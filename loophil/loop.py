@@ -300,7 +300,7 @@ class Loop:
 
     def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:
         began = self._clock()
-        group = self.studio.draw(self.engine, prompt, kind, partial(self._drawing, began))
+        group = self.studio.draw(self.engine, prompt, kind, partial(self._drawing, began, offered))
         if offered:
             self.stock.add(group, wanted=wanted)
         if self.settings.rewards:
@@ -309,13 +309,13 @@ class Loop:
         self._recount(seconds_per_group=self._pace.draw)
         return group
 
-    def _drawing(self, began: float, step: int, steps: int) -> bool:
-        """After a step of a drawing: a slow one is in the status. Whether somebody waits for it."""
+    def _drawing(self, began: float, offered: bool, step: int, steps: int) -> bool:
+        """After a step of a drawing: a slow one is in the status. Whether anybody who waits may see it."""
         if self._closed:
             raise Stopped(CLOSED)
         if self._clock() - began > SLOW_SECONDS:
             self._tell(worker=f"{self.status.worker.split(', ')[0]}, {step} of {steps}")
-        return not self.stock
+        return offered and not self.stock
 
     def _score(self) -> None:
         """One group; a reward that fails is missing, with its reason in the status, and asked for this group again later."""

@@ -1,4 +1,4 @@
-"""Rough pictures of what is being drawn, for whoever waits: a tiny autoencoder decodes what the denoiser foretells after each step.
+"""Rough pictures of what is being drawn, for whoever waits: a tiny autoencoder decodes the x_0 that the denoiser predicts in each step.
 
 Nothing is learned from them and nothing is kept; the pictures that are rated are the full decoder's.
 """

@@ -590,6 +590,14 @@ def test_whoever_waits_sees_what_is_being_drawn_and_how_far_a_slow_drawing_is(st
     assert stage.session.sketches() == ()
 
 
+def test_nobody_sees_what_is_drawn_for_somebody_else(staged: Staged) -> None:
+    stage = staged()
+    stage.fake.preview = lambda clean: pytest.fail("a sketch")
+    stage.loop.draw("mine", offered=False)
+    stage.jobs(2)  # load, draw
+    assert [what for what, _, _ in stage.fake.spans] == ["load", "draw"]
+
+
 def test_a_drawing_ends_with_the_program(staged: Staged) -> None:
     stage = staged()
     stage.fake.preview = lambda clean: stage.loop.close()

@@ -63,7 +63,7 @@ STOCK = [
 ]
 
 
-def test_whoever_watches_is_told_after_each_step_what_is_foretold_and_changes_nothing() -> None:
+def test_whoever_watches_is_told_after_each_step_what_is_predicted_and_changes_nothing() -> None:
     drawer, told = sampler(prediction_type="v_prediction"), []
     watched = drawer.draw("a red circle", SETTINGS, SEEDS, watch=lambda step, steps, clean: told.append((step, steps, clean)))
     assert [(step, steps) for step, steps, _ in told] == [(i, 4) for i in range(1, 5)]

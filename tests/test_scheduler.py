@@ -245,7 +245,7 @@ def test_every_prediction_type_is_the_same_velocity(prediction_type: str) -> Non
     torch.testing.assert_close(v, stock.get_velocity(x0, noise, t))
     output = {"epsilon": noise, "sample": x0, "v_prediction": v}[prediction_type]
     torch.testing.assert_close(schedule.to_velocity(output, x_t, t), v, rtol=1e-4, atol=1e-4)  # epsilon divides by sqrt(a_998) = 0.07
-    for found, true in zip((*schedule.denoise(output, x_t, t), schedule.foretold(output, x_t, t)), (x0, noise, x0), strict=True):
+    for found, true in zip((*schedule.denoise(output, x_t, t), schedule.predict_x0(output, x_t, t)), (x0, noise, x0), strict=True):
         torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-4)
 
 
@@ -356,7 +356,7 @@ def test_noise_and_velocity_of_the_flow_are_those_of_its_straight_line() -> None
     assert torch.equal(x_t[0], x0[0])
     assert torch.equal(x_t[2], noise[2])
     torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * noise[1])
-    torch.testing.assert_close(schedule.foretold(v, x_t, t), x0)
+    torch.testing.assert_close(schedule.predict_x0(v, x_t, t), x0)
     half = v.half()
     assert schedule.to_velocity(half, x_t, t).dtype == schedule.add_noise(half, half, t).dtype == torch.float32
 

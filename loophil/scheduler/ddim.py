@@ -99,7 +99,7 @@ class DDIM:
             return out, (x_t - a * out) / b
         return a * x_t - b * out, a * out + b * x_t
 
-    def foretold(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+    def predict_x0(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_0 as the model predicts it, (B, C, H, W) in float32."""
         return self.denoise(model_output, latents, timesteps)[0]
 

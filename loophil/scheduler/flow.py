@@ -103,7 +103,7 @@ class FlowMatching:
         t = per_image(torch.as_tensor(timesteps) / self.num_train_timesteps, x0)
         return (1 - t) * x0.float() + t * noise.float()
 
-    def foretold(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+    def predict_x0(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_0 = x_t - t v, (B, C, H, W) in float32."""
         return latents.float() - per_image(torch.as_tensor(timesteps) / self.num_train_timesteps, latents) * model_output.float()
 

@@ -42,8 +42,8 @@ class Schedule(Protocol):
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t (B, C, H, W): clean latents noised to `timesteps`."""
 
-    def foretold(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
-        """x_0 (B, C, H, W) as the model foretells it from these latents; float32."""
+    def predict_x0(self, model_output: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_0 (B, C, H, W) as the model predicts it from these latents; float32."""
 
     def velocity(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """v (B, C, H, W): what a velocity model should predict at that x_t."""
