@@ -349,6 +349,8 @@ def test_runs_are_picked_begun_renamed_and_deleted(desk: tuple[FakeSession, Page
     page.get_by_role("button", name="Toggle Sidebar").click()
     expect(page.locator(".lh-runs li")).to_have_count(2)
     expect(page.locator(".lh-runs li").first).to_contain_text("firstfake · base · 0 rated")
+    press(page, "g")
+    expect(page.locator(".lh-runs li").first).to_contain_text("firstfake · v1 · 4 rated")
     page.get_by_role("button", name="Rename").first.click()
     page.get_by_label("new name of first").fill("renamed")
     page.get_by_label("new name of first").press("Enter")

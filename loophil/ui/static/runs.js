@@ -28,11 +28,13 @@ function row(run) {
   if (run.name === known.current) line.append(make('span', 'lh-tag', 'open'), rename, name);
   else line.append(button('Open', () => act('open', { run: run.name })), rename, button('Delete', () => trigger('remove', { run: run.name }), 'Press again: for ever'), name);
   const text = make('div');
-  text.append(make('b', '', run.name), make('span', '', `${run.model} · ${versionName(run.version)} · ${run.ratings} rated`));
+  text.append(make('b', '', run.name), make('span', run.name === known.current ? 'so-far' : '', facts(run.model, run.version, run.ratings)));
   const item = make('li');
   item.append(text, line);
   return item;
 }
+
+const facts = (model, version, ratings) => `${model} · ${versionName(version)} · ${ratings} rated`;
 
 const own = () => findAll('.typed').forEach((field) => { field.hidden = find('.list').value !== ''; });
 
@@ -67,7 +69,9 @@ watch('value', () => {
 
 function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
-  if (event.detail.run !== seen) { seen = event.detail.run; trigger('look'); }
+  const { run, model, policy_version: version, ratings } = event.detail;
+  if (run !== seen) { seen = run; trigger('look'); }
+  if (run === known?.current && find('.so-far')) say('.so-far', facts(model, version, ratings));
 }
 
 find('.list').addEventListener('change', own);
