@@ -187,7 +187,7 @@ class Session:
     def understanding(self, rater: str = DEFAULT_RATER) -> tuple[Agreement | None, str]:
         """How often the taste model agrees with what this rater chose, None = nothing yet; and what follows from it, in a sentence."""
         rounds = self.settings.loop.auto_rounds_per_rating > 0 and self.settings.learn.taste_weight > 0
-        return self._loop.understanding.of(rater), self._loop.understanding.sentence if rounds else ""
+        return self._loop.understanding.of(rater), self._loop.understanding.sentence(rewards=bool(self.settings.rewards)) if rounds else ""
 
     def raters_agreement(self) -> float | None:
         """Krippendorff's alpha of raters who rated the same images: 1 alike, 0 as by chance; None = no two did."""

@@ -56,13 +56,14 @@ class Understanding:
         """How well this rater is understood, or all of them where they are pooled; None = they have preferred nothing yet."""
         return self._agreements.get(EVERYBODY) or self._agreements.get(rater)
 
-    @property
-    def sentence(self) -> str:
-        """Why it may teach, or why not."""
+    def sentence(self, *, rewards: bool) -> str:
+        """Why it may teach in automatic rounds, or why not. rewards: reward models judge them, too, so that they go on without it."""
         if max((agreement.choices for agreement in self._agreements.values()), default=0) < FEWEST:
-            return f"Automatic rounds begin once {FEWEST} groups with a preference are rated."
+            begin = "Your taste has a say in automatic rounds" if rewards else "Automatic rounds begin"
+            return f"{begin} once {FEWEST} groups with a preference are rated."
         if not self.weight:
-            return "Automatic rounds have stopped: how well your taste is understood may be luck. Go on rating."
+            stop = "Reward models alone judge automatic rounds" if rewards else "Automatic rounds have stopped"
+            return f"{stop}: how well your taste is understood may be luck. Go on rating."
         return "Automatic rounds go on by themselves while nobody waits."
 
     def look(self, describe: Describe, *, pooled: bool = True) -> None:

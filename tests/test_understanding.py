@@ -58,7 +58,8 @@ def test_nobody_is_understood_before_anybody_has_chosen(room: Room) -> None:
     room.store.rate(Act(room.studio.draw(room.engine, "", "person").id, "ann", (3.0,) * 4), 0)
     understanding.look(describe)
     assert (understanding.of("ann"), understanding.share, understanding.weight) == (None, None, 0.0)
-    assert "begin once 8 groups" in understanding.sentence
+    assert "begin once 8 groups" in understanding.sentence(rewards=False)
+    assert "has a say in automatic rounds once 8 groups" in understanding.sentence(rewards=True)
 
 
 def test_it_counts_by_how_far_it_is_beyond_chance_and_not_before_so_many_choices(room: Room) -> None:
