@@ -101,9 +101,9 @@ class Studio:
     def draw(self, engine: Engine, prompt: str, kind: str, reached: Callable[[int, int], bool] = lambda step, steps: False) -> Group:
         """One group of the prompt, "" = the next of the list. reached(step, of how many): is told, and says whether somebody waits for it."""
 
-        def watch(step: int, steps: int, clean: torch.Tensor) -> None:
+        def watch(step: int, steps: int, x0: Callable[[], torch.Tensor]) -> None:
             if reached(step, steps) and engine.preview:
-                self.sketches = engine.preview(clean)
+                self.sketches = engine.preview(x0())
 
         rng = np.random.default_rng((self.settings.seed, 11, self._drawn))
         seeds = tuple(int(seed) for seed in rng.integers(0, 2**48, self.settings.draw.num_images_per_prompt))

@@ -7,6 +7,7 @@ nothing; the old log-probabilities are those of drawing time and are never compu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from loophil.policy import BASE, PUBLISHED, Policy
 from loophil.scheduler import Schedule, randn, step_with_log_prob, trainable
 from loophil.types import Drawing, DrawSettings, Trajectory
 
-Watch = Callable[[int, int, torch.Tensor], None]  # is told, after each step: how many are done, of how many, and x_0 as it is predicted
+Watch = Callable[[int, int, Callable[[], torch.Tensor]], None]  # is told after each step how many are done, of how many; may ask for x_0 as predicted
 LEAST_STD = 0.03  # of the noisiest step, in latents of spread 1: a chain with less is a deterministic one, and its log-ratios say nothing
 
 
@@ -78,7 +79,7 @@ class Sampler:
                     chain.append(latents)
                     log_probs.append(log_prob[:, None])
                 if watch is not None:
-                    watch(number + 1, len(timesteps), self.schedule.predict_x0(output, before, timestep))
+                    watch(number + 1, len(timesteps), partial(self.schedule.predict_x0, output, before, timestep))
         if not torch.isfinite(latents).all():
             raise LearningError(f"The {who} model (version {policy.version}) drew numbers that are not finite: roll back to an earlier version.")
         trajectory = Trajectory(

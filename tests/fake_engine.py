@@ -121,9 +121,9 @@ class FakeEngine:
 
     def draw(self, prompt: str, settings: DrawSettings, seeds: Sequence[int], *, watch: Watch) -> Drawing:
         version = self.version
-        watch(1, 2, cast("Any", seeds))
+        watch(1, 2, lambda: cast("Any", seeds))
         self._work("draw", DRAW_SECONDS)
-        watch(2, 2, cast("Any", seeds))
+        watch(2, 2, lambda: cast("Any", seeds))
         assert version == self.version, "refreshed while drawing"
         pictures = tuple(self._picture(prompt, seed, self.published) for seed in seeds)
         return Drawing(prompt, settings, tuple(seeds), version, pictures, cast("Any", {"young": True, "seeds": list(seeds)}))

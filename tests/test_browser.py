@@ -657,12 +657,18 @@ def test_small_pictures_are_enlarged_and_boxes_never_jump(desk: tuple[FakeSessio
     assert page.evaluate(BOXES) == before
 
 
-def test_while_nothing_is_ready_a_plain_sentence_says_why(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+def with_nothing_ready(served: tuple[FakeSession, str], context: BrowserContext, worker: str = "loading the model") -> tuple[FakeSession, Page]:
+    """A page that has nothing to rate yet, while the worker says what it does."""
     session, url = served
     session.reset()
-    session.stock, session.worker = 0, "loading the model"
+    session.stock, session.worker = 0, worker
     page = context.new_page()
     page.goto(url)
+    return session, page
+
+
+def test_while_nothing_is_ready_a_plain_sentence_says_why(served: tuple[FakeSession, str], context: BrowserContext) -> None:
+    session, page = with_nothing_ready(served, context)
     expect(page.locator(".lh-hint")).to_have_text("The model is loading. The first pictures appear here in a moment.")
     box = page.locator(".lh-actions").bounding_box()
     session.stock, session.worker = 6, "drawing"
@@ -710,11 +716,7 @@ def test_a_learner_that_failed_or_was_stopped_offers_what_may_help(
 
 
 def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[FakeSession, str], context: BrowserContext) -> None:
-    session, url = served
-    session.reset()
-    session.stock, session.worker = 0, "loading the model, 2 of 3: the weights of the base"
-    page = context.new_page()
-    page.goto(url)
+    session, page = with_nothing_ready(served, context, "loading the model, 2 of 3: the weights of the base")
     expect(page.locator(".lh-hint")).to_contain_text("The model is loading (part 2 of 3: the weights of the base).")
     page.wait_for_selector(".lh-board[data-state=example]", timeout=15_000)
     expect(page.locator(".lh-prompt")).to_have_text("An example, to try the keys while the model loads")
@@ -730,11 +732,7 @@ def test_keys_can_be_tried_on_an_example_while_the_model_loads(served: tuple[Fak
 
 
 def test_who_waits_sees_what_is_being_drawn_and_then_it_keeps_its_places(served: tuple[FakeSession, str], context: BrowserContext) -> None:
-    session, url = served
-    session.reset()
-    session.stock, session.worker = 0, "loading the model"
-    page = context.new_page()
-    page.goto(url)
+    session, page = with_nothing_ready(served, context)
     page.wait_for_selector(".lh-board[data-state=example]", timeout=15_000)
     session.worker = "drawing, 3 of 20"
     session.drafts = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue", "white")]

@@ -65,7 +65,7 @@ STOCK = [
 
 def test_whoever_watches_is_told_after_each_step_what_is_predicted_and_changes_nothing() -> None:
     drawer, told = sampler(prediction_type="v_prediction"), []
-    watched = drawer.draw("a red circle", SETTINGS, SEEDS, watch=lambda step, steps, clean: told.append((step, steps, clean)))
+    watched = drawer.draw("a red circle", SETTINGS, SEEDS, watch=lambda step, steps, x0: told.append((step, steps, x0())))
     assert [(step, steps) for step, steps, _ in told] == [(i, 4) for i in range(1, 5)]
     assert torch.equal(watched.trajectory.clean_latents, drawer.draw("a red circle", SETTINGS, SEEDS).trajectory.clean_latents)
     far = [float((clean - watched.trajectory.clean_latents).abs().mean()) for _, _, clean in told]
