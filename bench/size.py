@@ -4,6 +4,7 @@ MODEL is `embedded`, a folder, a Hub id, or one of sd15, sdxl, sd35-medium, flux
 sizes, so nothing is downloaded; their text encoders are left out, and prompts are random numbers. Peak memory is that of the device on a GPU, and
 that of the process elsewhere. A floating-point operation is counted as torch's FlopCounterMode does, for one denoiser call. With --card GB a large
 GPU has no more memory than a smaller one: what does not fit fails, and what is offloaded and how much is learned at once is decided as there.
+Where there is no GPU, --card counts: the same program runs without values, and the bytes of its tensors are added up (card.py); nothing is timed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.card import ON_CARD, Card, card_of, load
 from bench.random_models import PUBLISHED, random_pipeline
 from bench.speed import rated
 from loophil.build import EMBEDDED
 from loophil.config import Settings
-from loophil.errors import ConfigError
-from loophil.families import Embeddings
+from loophil.families import Embeddings, Words
 from loophil.pipeline import choose_device, load_pipeline
 from loophil.policy import LEARNER, Policy
 from loophil.sampler import Sampler
@@ -43,11 +44,22 @@ def run(model: str, argv: list[str]) -> int:
     parser.add_argument("--card", type=float, metavar="GB", help="gigabytes (10^9) of a smaller GPU, without what CUDA itself takes")
     given, knobs = parser.parse_known_args(argv)
     settings = Settings.read(knobs)
-    device = choose_device(settings.device)
-    say, began = partial(print, flush=True), time.monotonic()  # one by one: what is cut short has said something
-    policy, embeddings = _loaded(model, settings, device, given.card)
-    if embeddings:
-        policy.encode_prompt = lambda *prompts: embeddings  # type: ignore[method-assign]
+    device, size, began = choose_device(settings.device), int((given.card or 0) * 1e9), time.monotonic()
+    counted = size > 0 and device.type != "cuda"
+    base = _loaded(model, settings, ON_CARD if counted else device)
+    if counted:
+        with card_of(size) as card:
+            return _print(model, settings, _placed(*base, settings, ON_CARD, card), 1, card)
+    if size:
+        _shrink(device, size)
+    policy = _placed(*base, settings, device)
+    print(f"{model} is there after {time.monotonic() - began:.0f} s", flush=True)
+    return _print(model, settings, policy, given.repeats)
+
+
+def _print(model: str, settings: Settings, policy: Policy, repeats: int, card: Card | None = None) -> int:
+    """One by one, as they are there: what is cut short has said something. On a card that is only counted nothing takes time."""
+    say, device = partial(print, flush=True), policy.device
     schedule = schedule_of(policy.family.noise)
     sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction)
     trainer = Trainer(policy, schedule, settings.learn, seed=0)
@@ -55,56 +67,66 @@ def run(model: str, argv: list[str]) -> int:
     seeds = tuple(range(k))
 
     say(f"{model} on {_name(device)}, {str(policy.dtype).removeprefix('torch.')}, k = {k}, {draw.num_inference_steps} steps")
-    kept = f"; memory kept to {given.card:g} GB" if given.card else ""
-    say(f"weights of the denoiser: {sum(p.numel() for p in policy.denoiser.parameters()) / 1e6:.0f} M; offload: {policy.offload}{kept}", end="")
-    say(f"; there after {time.monotonic() - began:.0f} s")
+    size = sum(parameter.numel() for parameter in policy.denoiser.parameters())
+    memory = f"; {policy.gauge.in_use()[1] / 1e9:.3g} GB of memory" if policy.gauge else ""
+    say(f"weights of the denoiser and its adapters: {size / 1e6:.0f} M; offload: {policy.offload}{memory}")
 
-    drawing, drawn, peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), given.repeats, device)
+    drawing, drawn, peak = _measured(lambda: sampler.draw("a red circle", draw, seeds), repeats, device, card)
     steps = k * draw.num_inference_steps
-    say(f"draw a group: {drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; peak {peak / 1e9:.2f} GB")
+    pace = "" if card else f"{drawn:.2f} s; {k / drawn:.3g} images/s; {steps / drawn:.3g} image-steps/s; "
+    say(f"draw a group: {pace}peak {peak / 1e9:.2f} GB")
 
-    most, flops = _matrix_rate(policy.dtype, device), _flops(policy, draw, k)
-    rate = flops * draw.num_inference_steps / drawn
-    say(f"one denoiser call: {flops / 1e9:.1f} GFLOP; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}")
+    flops, share = _flops(policy, draw, k), ""
+    if not card:
+        most, rate = _matrix_rate(policy.dtype, device), flops * draw.num_inference_steps / drawn
+        share = f"; drawing: {rate / 1e9:.0f} GFLOP/s, {rate / most:.0%} of matrix products' {most / 1e9:.0f}"
+    say(f"one denoiser call: {flops / 1e9:.1f} GFLOP{share}")
 
     example = rated(trainer, drawing)
-    _, trained, peak = _measured(lambda: sum(1 for _ in trainer.update([example])), given.repeats, device)
-    say(f"update on it: {trained:.2f} s; peak {peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}")
+    _, trained, peak = _measured(lambda: sum(1 for _ in trainer.update([example])), repeats, device, card)
+    pace = "" if card else f"{trained:.2f} s; "
+    say(f"update on it: {pace}peak {peak / 1e9:.2f} GB; {trainer.room.size} images at a time; recomputed: {policy.checkpointing}")
     return 0
 
 
-def _loaded(model: str, settings: Settings, device: torch.device, card: float | None = None) -> tuple[Policy, Embeddings | None]:
-    """The policy, and its prompt's embeddings where the model has no text encoders."""
-    words = None
-    if model in PUBLISHED:
-        with device:  # a CPU takes minutes to draw twelve billion numbers
-            pipeline, words = random_pipeline(model, half=device.type == "cuda")
-        pipeline.to("cpu")  # as if loaded: what is to be on the device, Policy takes there
-    else:
-        pipeline = load_pipeline(str(EMBEDDED) if model == "embedded" else model, settings.revision, device)
-    if card:
-        _shrink(device, int(card * 1e9))
-    policy = Policy(pipeline, settings.lora, size=settings.draw.size, device=device, memory=settings.memory)
-    return policy, None if words is None else Embeddings(words, words).to(device)
+def _loaded(model: str, settings: Settings, device: torch.device) -> tuple[Any, Words | None]:
+    """The pipeline, in the computer's memory, and the words of a prompt where it has no text encoders."""
+    half = device.type == "cuda" or device == ON_CARD
+    if model not in PUBLISHED:
+        return load_pipeline(str(EMBEDDED) if model == "embedded" else model, settings.revision, torch.device("cuda") if half else device), None
+    with device:  # a CPU takes minutes to draw twelve billion numbers
+        pipeline, words = random_pipeline(model, half=half)
+    for part in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+        load(part) if device == ON_CARD else part.to("cpu")
+    return pipeline, words
 
 
-def _measured(work: Callable[[], Any], repeats: int, device: torch.device) -> tuple[Any, float, int]:
+def _placed(pipeline: Any, words: Words | None, settings: Settings, device: torch.device, card: Card | None = None) -> Policy:
+    """What is to be on the device, there; `words` are those of any prompt."""
+    policy = Policy(pipeline, settings.lora, size=settings.draw.size, device=device, memory=settings.memory, gauge=card)
+    if words is not None:
+        embeddings = Embeddings(words, words).to(device)
+        policy.encode_prompt = lambda *prompts: embeddings  # type: ignore[method-assign]
+    return policy
+
+
+def _measured(work: Callable[[], Any], repeats: int, device: torch.device, card: Card | None) -> tuple[Any, float, int]:
     """(what it gives, median seconds, peak bytes) of it; of more than one time the first does not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    if card:
+        card.most = card.used
     taken = []
     for _ in range(repeats):
         began = time.monotonic()
         made = work()
         _wait(device)
         taken.append(time.monotonic() - began)
-    return made, statistics.median(taken[1:] or taken), _peak(device)
+    return made, statistics.median(taken[1:] or taken), card.most if card else _peak(device)
 
 
 def _shrink(device: torch.device, size: int) -> None:
     """From now on this GPU has so many bytes."""
-    if device.type != "cuda":
-        raise ConfigError("--card is for CUDA GPUs.")
     torch.cuda.empty_cache()
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(index).total_memory, index)
@@ -153,4 +175,6 @@ def _wait(device: torch.device) -> None:
 
 
 def _name(device: torch.device) -> str:
+    if device == ON_CARD:
+        return "a card that is only counted"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({torch.get_num_threads()} threads)"

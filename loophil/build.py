@@ -127,7 +127,7 @@ def measured_prompts(settings: Settings) -> list[str]:
 def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: None) -> Engine:
     """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker; says which part it is at."""
     say("1 of 3: torch and diffusers")
-    from loophil.pipeline import choose_device, commit_of, device_memory, load_pipeline
+    from loophil.pipeline import choose_device, commit_of, load_pipeline
     from loophil.policy import Policy
     from loophil.preview import load_preview
     from loophil.sampler import Sampler
@@ -158,7 +158,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         describe=describer(settings, str(device)),
         scheduler=sampler.process,
         device=str(device),
-        memory=lambda: device_memory(device),
+        memory=lambda: policy.gauge.in_use() if policy.gauge else None,
         note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
         commit=commit,
         preview=load_preview(settings.draw.preview, policy.latent_shape[0], device, policy.dtype) if settings.draw.preview else None,

@@ -1,6 +1,6 @@
 """How much of an update fits into memory at once: measured on a GPU, halved wherever memory runs out.
 
-    Gauge    what a GPU says of its memory; there is none for other devices
+    Gauge    what a GPU says of its memory; other devices have none of their own, and no gauge
     Room     how many images go into one forward and backward, and why
 
 The gradient is the same whatever fits. What of a model lies where is offload.py's business.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -24,27 +25,52 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS))
 
 
+class Gauge(Protocol):
+    """A device's own memory, in bytes."""
+
+    def in_use(self) -> tuple[int, int]:
+        """(in use by anybody, in all)."""
+
+    def free(self) -> int:
+        """That this process could still use."""
+
+    def peak(self, work: Callable[[], None]) -> int:
+        """That `work()` takes at its peak, beyond what is in use already."""
+
+    def tidy(self) -> None:
+        """Gives back what is held in reserve."""
+
+
 @dataclass(frozen=True)
-class Gauge:
-    """The memory of one CUDA device."""
+class CudaGauge:
+    """What CUDA and torch's allocator say of one device."""
 
     device: torch.device
 
+    def in_use(self) -> tuple[int, int]:
+        """The driver's, whoever it is that uses it."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free, total
+
     def free(self) -> int:
-        """Bytes that this process could still use, those that its allocator holds in reserve included."""
+        """What the driver has, and what the allocator holds in reserve."""
         return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
     def peak(self, work: Callable[[], None]) -> int:
-        """Bytes that `work()` takes at its peak, beyond what is in use already."""
+        """By the allocator, whose peak begins again here."""
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         work()
         return torch.cuda.max_memory_allocated(self.device) - before
 
+    def tidy(self) -> None:
+        """The allocator's reserve."""
+        torch.cuda.empty_cache()
+
 
 def gauge_of(device: torch.device) -> Gauge | None:
     """A GPU's gauge; None for devices whose memory cannot be measured so."""
-    return Gauge(device) if device.type == "cuda" else None
+    return CudaGauge(device) if device.type == "cuda" else None
 
 
 @dataclass
@@ -84,7 +110,7 @@ class Room:
         images = "1 image" if self.size == 1 else f"{self.size} images"
         self.words = (f"{images} at a time since memory ran out",)
         if self.gauge is not None:
-            torch.cuda.empty_cache()
+            self.gauge.tidy()
         return True
 
     def _fit(self, gauge: Gauge, rehearse: Callable[[], None]) -> int:

@@ -25,9 +25,9 @@ RESIDENT = 0.6  # of a GPU's memory: a denoiser that takes more leaves too littl
 SLICED, TILED = 2**21, 2**21  # pixels: of a group that is decoded picture by picture, of a picture that is decoded in tiles
 
 
-def offload_of(choice: Literal["auto", "none", "model", "group"], device: torch.device, denoiser: int, memory: int) -> Offload:
-    """What a choice means for a denoiser of so many bytes on a device with so many. Only a CUDA device has memory of its own."""
-    if device.type != "cuda" or choice == "none":
+def offload_of(choice: Literal["auto", "none", "model", "group"], denoiser: int, memory: int | None) -> Offload:
+    """What a choice means for a denoiser of so many bytes on a device with so many; None: it has no memory of its own."""
+    if memory is None or choice == "none":
         return "none"
     if choice == "auto":
         return "group" if denoiser > RESIDENT * memory else "model"

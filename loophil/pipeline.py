@@ -51,14 +51,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """(bytes in use by anybody, bytes in all) of a GPU; None where the device has no memory of its own."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free, total
-
-
 def commit_of(model: str, revision: str | None) -> str | None:
     """The commit that a branch, a tag or None (the newest) of a Hub model means: by the Hub, else as it was when it was reached last.
 

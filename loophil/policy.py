@@ -25,9 +25,8 @@ from loophil.errors import ConfigError
 from loophil.families import Embeddings, Words, family_of
 from loophil.lora_file import LoraFile
 from loophil.lora_fit import fit
-from loophil.memory import gauge_of
+from loophil.memory import Gauge, gauge_of
 from loophil.offload import in_parts, offload_of, park, size_of, visiting
-from loophil.pipeline import device_memory
 from loophil.prompt_cache import NoPromptCache, digest_of
 
 LEARNER, PUBLISHED, ORIGIN, BASE = "learner", "published", "origin", "base"
@@ -46,7 +45,7 @@ class Policy:
     size        width and height of the pictures in pixels, 0 = what the model was made for; ConfigError where it does not fit the latents
     device      where it works; None = where the pipeline is
     memory      what is offloaded, recomputed, compiled;  cache: prompts that were encoded before
-    gauge       what the device says of its memory, None = nothing
+    gauge       what says how much memory the device has, and is free; None = the device itself, if it is one that can
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class Policy:
         device: torch.device | None = None,
         memory: Memory | None = None,
         cache: NoPromptCache | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.lora = lora
@@ -70,8 +70,8 @@ class Policy:
         self.denoiser: Any = self.family.denoiser
         self.latent_shape = self.family.latent_shape
         self.device = self.family.device
-        self.gauge = gauge_of(self.device)
-        self.offload = offload_of(self.memory.offload, self.device, size_of(self.denoiser), (device_memory(self.device) or (0, 0))[1])
+        self.gauge = gauge or gauge_of(self.device)
+        self.offload = offload_of(self.memory.offload, size_of(self.denoiser), self.gauge.in_use()[1] if self.gauge else None)
         if self.memory.compile and self.offload == "group":
             raise ConfigError("The denoiser is too large for this GPU to be compiled: leave --memory.compile off, or give --memory.offload model.")
         self._cache = cache or NoPromptCache()
@@ -116,9 +116,9 @@ class Policy:
                 own = ",".join(self.family.targets)
                 raise ConfigError(f"'{self.lora.targets}' cannot carry a LoRA in this model. Use --lora.targets {own}.") from error
         self.denoiser.eval()  # peft adds its layers in training mode
-        for name in names:
-            for parameter in self._adapter(name).values():
-                parameter.data = parameter.data.to(self.device, torch.float32)  # its layer may be parked elsewhere
+        for name, module in self.denoiser.named_modules():
+            if name.rpartition(".")[2] in names:
+                module.to(self.device, torch.float32)  # its layer may be parked elsewhere
 
     @property
     def targets(self) -> list[str]:
@@ -231,7 +231,7 @@ class Policy:
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of clean latents (B, C, H, W); on a GPU a large group one by one, and a large picture in tiles."""
         vae, side = self.pipeline.vae, self.pipeline.vae_scale_factor
-        if self.device.type == "cuda":
+        if self.gauge is not None:
             vae.use_slicing, vae.use_tiling = in_parts(len(latents), latents.shape[2] * latents.shape[3] * side**2)
         with visiting([vae], self.device):
             return self.family.decode(latents)

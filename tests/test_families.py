@@ -19,6 +19,7 @@ from loophil.config import Learn, Lora, Memory, Settings
 from loophil.errors import ConfigError, InvalidInput
 from loophil.export import Adapter, export
 from loophil.families import FAMILIES, family_of, family_type
+from loophil.memory import Gauge
 from loophil.pipeline import load_pipeline
 from loophil.policy import Policy
 from loophil.prompt_cache import PromptCache
@@ -95,10 +96,12 @@ class Bench:
         size: int = 16,
         device: torch.device | None = None,
         memory: Memory | None = None,
+        gauge: Gauge | None = None,
         **learn: Any,
     ) -> None:
         pipeline = kind.build()
-        self.policy = Policy(pipeline if dtype == torch.float32 else pipeline.to(dtype), LORA, size=size, device=device, memory=memory)
+        pipeline = pipeline if dtype == torch.float32 else pipeline.to(dtype)
+        self.policy = Policy(pipeline, LORA, size=size, device=device, memory=memory, gauge=gauge)
         schedule = schedule_of(self.policy.family.noise)
         self.sampler = Sampler(self.policy, schedule, timestep_fraction=0.7)
         self.trainer = Trainer(self.policy, schedule, Learn(**{"micro_batch": 2, "forward_batch": 4, **learn}))

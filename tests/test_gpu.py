@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.card import ON_CARD, card_of
 from loophil import offload
 from loophil.config import Memory
 from loophil.export import export
@@ -106,6 +107,19 @@ def test_the_first_update_measures_how_many_images_fit() -> None:
     bench = on_gpu(KINDS["SDXL"], "model", micro_batch=0)
     bench.train(bench.drawing())
     assert bench.trainer.room.size == 16  # a tiny model's images all fit
+
+
+@each_family
+def test_what_is_counted_without_a_gpu_is_what_one_allocates(kind: Kind) -> None:
+    bench = on_gpu(kind, "none", size=64, forward_passes=0)
+    drawing = bench.drawing()
+    bench.train(drawing)  # once: the products' workspaces are there then
+    allocated = _peak(lambda: bench.train(drawing))
+    with card_of(10**10) as card:
+        counted = Bench(kind, size=64, device=ON_CARD, memory=Memory(offload="none"), gauge=card, forward_passes=0)
+        drawing = counted.drawing()
+        counted.train(drawing)
+        assert card.peak(lambda: counted.train(drawing)) == pytest.approx(allocated, rel=0.1)
 
 
 def _peak(work: Any) -> int:

@@ -5,30 +5,35 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from loophil.memory import MOST, USUAL, Gauge, Room, gauge_of, out_of_memory
+from loophil.memory import MOST, USUAL, Room, gauge_of, out_of_memory
 
 
-class Fake(Gauge):
+class Fake:
     """A GPU with so many bytes free, of which one image takes so many, `saved` of them if activations are recomputed."""
 
     def __init__(self, free: int, image: int, recomputed: int = 0) -> None:
-        super().__init__(torch.device("cuda"))
-        self.__dict__.update(bytes=free, image=image, recomputed=recomputed, measured=0)
+        self.bytes, self.image, self.recomputed, self.measured, self.tidied = free, image, recomputed, 0, 0
+
+    def in_use(self) -> tuple[int, int]:
+        return 0, self.bytes
 
     def free(self) -> int:
-        return int(self.__dict__["bytes"])
+        return self.bytes
 
     def peak(self, work: Callable[[], None]) -> int:
         work()
-        self.__dict__["measured"] += 1
-        if self.__dict__["image"] > self.free():
+        self.measured += 1
+        if self.image > self.bytes:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return int(self.__dict__["image"])
+        return self.image
+
+    def tidy(self) -> None:
+        self.tidied += 1
 
     def spare(self) -> bool:
-        if not self.__dict__["recomputed"]:
+        if not self.recomputed:
             return False
-        self.__dict__.update(image=self.__dict__["recomputed"], recomputed=0)
+        self.image, self.recomputed = self.recomputed, 0
         return True
 
 
@@ -59,7 +64,7 @@ def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     assert not out_of_memory(error)
 
 
-def test_only_a_cuda_device_can_be_measured() -> None:
+def test_only_a_cuda_device_has_memory_of_its_own() -> None:
     assert [gauge_of(torch.device(name)) is not None for name in ("cuda", "cpu", "mps")] == [True, False, False]
 
 
@@ -92,7 +97,7 @@ def test_it_is_measured_once() -> None:
     room = Room(0, gauge)
     for _ in range(3):
         room.measure(nothing, gauge.spare)
-    assert gauge.__dict__["measured"] == 1
+    assert gauge.measured == 1
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,7 @@ def test_activations_are_recomputed_where_fewer_would_fit_than_wanted(asked: int
     room = Room(asked, gauge)
     room.measure(nothing, gauge.spare)
     assert room.size == size
-    assert (gauge.__dict__["recomputed"] == 0) is (image > 100 or asked > 8)
+    assert (gauge.recomputed == 0) is (image > 100 or asked > 8)
 
 
 def test_where_memory_ran_out_it_is_halved_down_to_one_then_spared_and_said() -> None:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from loophil.errors import ConfigError
-from loophil.pipeline import choose_device, device_memory, load_pipeline
+from loophil.pipeline import choose_device, load_pipeline
 from loophil.policy import BASE, Policy
 from tests.checkpoints import single_file
 from tests.test_policy import CPU, LORA, predicted, same
@@ -197,7 +197,3 @@ def test_another_kind_of_pipeline_is_refused(tmp_path: Path) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^A DDPMPipeline cannot be tuned yet\. Supported: .*StableDiffusionPipeline"):
         Policy(load_pipeline(str(tmp_path), None, CPU), LORA)
-
-
-def test_a_cpu_has_no_memory_of_its_own() -> None:
-    assert device_memory(CPU) is None

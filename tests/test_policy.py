@@ -550,7 +550,7 @@ def test_on_a_gpu_the_autoencoder_comes_in_and_decodes_a_large_group_in_parts(po
     whole = policy.decode(latents())
     assert (policy.pipeline.vae.use_slicing, policy.pipeline.vae.use_tiling) == (False, False)
     monkeypatch.setattr(module, "in_parts", lambda n, pixels: (n * pixels == 2 * 16 * 16, False))
-    policy.device = torch.device("cuda")
+    policy.device, policy.gauge = torch.device("cuda"), Mock(spec=Gauge)
     parts = policy.decode(latents())
     assert (policy.pipeline.vae.use_slicing, policy.pipeline.vae.use_tiling) == (True, False)
     assert moves.seen == [([policy.pipeline.vae], "cpu"), ([policy.pipeline.vae], "cuda")]

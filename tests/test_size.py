@@ -41,7 +41,7 @@ def test_a_model_of_the_published_size_needs_no_text_encoder(monkeypatch: pytest
 
     words = {"encoder_hidden_states": torch.zeros(1, 16, 32)}
     monkeypatch.setattr(size, "random_pipeline", lambda name, half: (tiny_pipeline(), words))
-    policy, embeddings = size._loaded("sd15", Settings(), torch.device("cpu"))
-    assert embeddings is not None
-    assert torch.equal(embeddings.positive["encoder_hidden_states"], words["encoder_hidden_states"])
+    settings, cpu = Settings(), torch.device("cpu")
+    policy = size._placed(*size._loaded("sd15", settings, cpu), settings, cpu)
+    assert torch.equal(policy.encode_prompt("a red circle").positive["encoder_hidden_states"], words["encoder_hidden_states"])
     assert policy.offload == "none"
