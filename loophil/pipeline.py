@@ -177,12 +177,15 @@ def _from_single_file(file: Path, device: torch.device, say: Callable[[str], Non
         given = {"config": str(beside), "local_files_only": True} if beside else {}
         with _parts_said(say):
             pipeline: DiffusionPipeline = getattr(diffusers, kind).from_single_file(str(file), **given, **wanted)
+        parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        if any(weight.is_meta for part in parts for weight in part.state_dict().values()):
+            raise NotImplementedError
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         place = file.with_suffix("")
         raise ConfigError(f"The configs of '{file}' are not here, and no Hub is reached: put its model's folder at {place}.") from error
     except SingleFileComponentError as error:
         raise ConfigError(f"'{file}' is no whole model: {error.message.splitlines()[0]} Give a checkpoint that is, or a folder.") from error
-    except NotImplementedError as error:  # of torch: some layers have got no weights
+    except NotImplementedError as error:  # torch's too, where it casts layers that have got no weights
         raise ConfigError(f"'{file}' has no weights for some layers: it is of another model than its configs, or damaged.") from error
     return pipeline
 

@@ -1,13 +1,10 @@
-"""The tiny pipelines' weights as one checkpoint has them that was never in diffusers' format: named, and fused, as the models were published.
-
-Not FLUX: diffusers takes a single block apart at the published 3072 columns, whatever its config says, so no tiny one can be read.
-"""
+"""The tiny pipelines' weights as one checkpoint has them that was never in diffusers' format: named, and fused, as the models were published."""
 
 import re
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 Weights = dict[str, torch.Tensor]
 
@@ -65,6 +62,37 @@ MMDIT_NAMES = (
     (r"attn\.to_([qkv])", r"x_block.attn.\1"),
     (r"attn\.add_([qkv])_proj", r"context_block.attn.\1"),
 )
+# FLUX.1's; what is called context is the words' side.
+FLUX_NAMES = (
+    (r"^time_text_embed\.timestep_embedder\.linear_(\d)", lambda m: f"time_in.{('in', 'out')[int(m[1]) - 1]}_layer"),
+    (r"^time_text_embed\.text_embedder\.linear_(\d)", lambda m: f"vector_in.{('in', 'out')[int(m[1]) - 1]}_layer"),
+    (r"^time_text_embed\.guidance_embedder\.linear_(\d)", lambda m: f"guidance_in.{('in', 'out')[int(m[1]) - 1]}_layer"),
+    (r"^context_embedder", "txt_in"),
+    (r"^x_embedder", "img_in"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^single_transformer_blocks\.(\d)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
+    (r"^single_transformer_blocks\.(\d)\.proj_out", r"single_blocks.\1.linear2"),
+    (r"^single_transformer_blocks\.(\d)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+    (r"^single_transformer_blocks\.(\d)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+    (r"^single_transformer_blocks", "single_blocks"),
+    (r"^transformer_blocks", "double_blocks"),
+    (r"norm1\.linear", "img_mod.lin"),
+    (r"norm1_context\.linear", "txt_mod.lin"),
+    (r"ff\.net\.0\.proj", "img_mlp.0"),
+    (r"ff\.net\.2", "img_mlp.2"),
+    (r"ff_context\.net\.0\.proj", "txt_mlp.0"),
+    (r"ff_context\.net\.2", "txt_mlp.2"),
+    (r"attn\.to_out\.0", "img_attn.proj"),
+    (r"attn\.to_add_out", "txt_attn.proj"),
+    (r"attn\.norm_added_q\.weight", "txt_attn.norm.query_norm.scale"),
+    (r"attn\.norm_added_k\.weight", "txt_attn.norm.key_norm.scale"),
+    (r"(?<=^double_blocks\.\d\.)attn\.norm_q\.weight", "img_attn.norm.query_norm.scale"),
+    (r"(?<=^double_blocks\.\d\.)attn\.norm_k\.weight", "img_attn.norm.key_norm.scale"),
+    (r"(?<=^double_blocks\.\d\.)attn\.to_([qkv])", r"img_attn.\1"),
+    (r"(?<=^single_blocks\.\d\.)attn\.to_([qkv])", r"attn.\1"),
+    (r"attn\.add_([qkv])_proj", r"txt_attn.\1"),
+)
 OPEN_CLIP_NAMES = (
     (r"^text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
     (r"^text_model\.embeddings\.token_embedding", "token_embedding"),
@@ -80,7 +108,7 @@ OPEN_CLIP_NAMES = (
 
 def single_file(pipeline: Any) -> Weights:
     """The weights of a whole tiny pipeline in one."""
-    makers = {StableDiffusionPipeline: _sd, StableDiffusionXLPipeline: _sdxl, StableDiffusion3Pipeline: _sd3}
+    makers = {StableDiffusionPipeline: _sd, StableDiffusionXLPipeline: _sdxl, StableDiffusion3Pipeline: _sd3, FluxPipeline: _flux}
     return makers[type(pipeline)](pipeline)
 
 
@@ -103,14 +131,28 @@ def _sd3(pipeline: Any) -> Weights:
     for key in transformer:
         if key.startswith((f"joint_blocks.{last}.context_block.adaLN", "final_layer.adaLN")):  # shift before scale
             transformer[key] = torch.cat(transformer[key].chunk(2)[::-1])
-    texts = {
-        f"text_encoders.{name}.transformer.{key}": value.clone()
-        for name, part in (("clip_l", pipeline.text_encoder), ("clip_g", pipeline.text_encoder_2), ("t5xxl", pipeline.text_encoder_3))
-        for key, value in part.state_dict().items()
-    }
-    return (
-        {f"model.diffusion_model.{key}": value for key, value in transformer.items()} | named("first_stage_model.", pipeline.vae, VAE_NAMES) | texts
-    )
+    return whole(pipeline, transformer, clip_l=pipeline.text_encoder, clip_g=pipeline.text_encoder_2, t5xxl=pipeline.text_encoder_3)
+
+
+def _flux(pipeline: Any) -> Weights:
+    transformer = fused(named("", pipeline.transformer, FLUX_NAMES), r".qkv.\1")
+    for key in list(transformer):
+        if key.startswith("final_layer.adaLN"):  # shift before scale
+            transformer[key] = torch.cat(transformer[key].chunk(2)[::-1])
+        if match := re.match(r"(single_blocks\.\d)\.attn\.qkv\.(\w+)", key):
+            rows = transformer.pop(key), transformer.pop(f"{match[1]}.proj_mlp.{match[2]}")
+            transformer[f"{match[1]}.linear1.{match[2]}"] = torch.cat(rows)
+    return whole(pipeline, transformer, clip_l=pipeline.text_encoder, t5xxl=pipeline.text_encoder_2)
+
+
+def whole(pipeline: Any, transformer: Weights, **encoders: Any) -> Weights:
+    """A transformer with the VAE and these text encoders, as one file has them."""
+    texts: Weights = {}
+    for name, part in encoders.items():
+        names = () if name == "t5xxl" else ((r"^(?!text_model\.|text_projection\.)", "text_model."),)  # not all of transformers' classes say it
+        texts |= named(f"text_encoders.{name}.transformer.", part, names)
+    body = {f"model.diffusion_model.{key}": value for key, value in transformer.items()}
+    return body | named("first_stage_model.", pipeline.vae, VAE_NAMES) | texts
 
 
 def named(prefix: str, part: Any, names: Any) -> Weights:

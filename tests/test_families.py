@@ -28,7 +28,7 @@ from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
 from tests.test_trainer import finish
-from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
+from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl, tiny_unet
 
 SEEDS = (11, 12)
 LORA = Lora(rank=4, alpha=8)
@@ -168,6 +168,13 @@ def test_generations_of_one_pipeline_are_told_apart_by_their_numbers(text_width:
 def test_an_unsupported_pipeline_is_refused_with_what_is_supported() -> None:
     with pytest.raises(ConfigError, match=rf"A KandinskyPipeline cannot be tuned yet\. Supported: {', '.join(sorted(FAMILIES))}\."):
         family_type("KandinskyPipeline")
+
+
+def test_a_model_that_is_told_of_a_picture_as_well_is_refused() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.unet = tiny_unet(in_channels=9)  # the noise, a mask and a picture: inpainting
+    with pytest.raises(ConfigError, match="wants a picture or a mask besides the prompt"):
+        family_of(pipeline)
 
 
 def test_every_family_is_tested() -> None:

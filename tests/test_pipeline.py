@@ -18,7 +18,7 @@ from loophil.pipeline import choose_device, load_pipeline
 from loophil.policy import BASE, Policy
 from tests.checkpoints import single_file
 from tests.test_policy import CPU, LORA, predicted, same
-from tests.tiny import tiny_pipeline, tiny_sd3, tiny_sdxl
+from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,14 @@ def test_a_single_file_of_a_larger_family_loads_to_the_same_model(build: Callabl
     Policy(pipeline, LORA)
 
 
+@pytest.mark.slow  # 3072 columns, since diffusers takes a single block apart at these, whatever its config says: two gigabytes
+def test_a_single_file_of_flux_loads_to_the_same_model(tmp_path: Path) -> None:
+    made = tiny_flux(heads=24, head=128)
+    pipeline: Any = load_pipeline(str(saved(made, tmp_path)), None, CPU)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        assert same(getattr(pipeline, part).state_dict(), getattr(made, part).state_dict()), part
+
+
 def without(file: Path, *beginnings: str) -> Path:
     """The checkpoint, less the weights whose names begin so."""
     kept = {key: value for key, value in load_file(file).items() if not key.startswith(beginnings)}
@@ -149,6 +157,7 @@ def without(file: Path, *beginnings: str) -> Path:
     ("lacking", "sentence"),
     [
         ("model.diffusion_model.input_blocks.1", "has no weights for some layers: it is of another model than its configs, or damaged"),
+        ("cond_stage_model.transformer.text_model.encoder", "has no weights for some layers"),
         ("cond_stage_model", "is no whole model: Failed to load CLIPTextModel"),
     ],
 )

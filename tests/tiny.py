@@ -209,7 +209,9 @@ def tiny_sd3(*, seed: int = 0, t5: bool = True, second: int = WIDTH, **scheduler
     return finished(pipeline)
 
 
-def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, single_layers: int = 1, **scheduler: Any) -> FluxPipeline:
+def tiny_flux(
+    *, seed: int = 0, guidance_embeds: bool = True, single_layers: int = 1, heads: int = 4, head: int = 8, **scheduler: Any
+) -> FluxPipeline:
     """A whole FluxPipeline, as dev is (guidance embedded, dynamic shifting) or, without guidance, as schnell. Its own size is 256x256."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -219,12 +221,12 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True, single_layers: int
             in_channels=16,
             num_layers=1,
             num_single_layers=single_layers,
-            attention_head_dim=8,
-            num_attention_heads=4,
+            attention_head_dim=head,
+            num_attention_heads=heads,
             joint_attention_dim=2 * WIDTH,
             pooled_projection_dim=WIDTH,
             guidance_embeds=guidance_embeds,
-            axes_dims_rope=(2, 2, 4),
+            axes_dims_rope=(head // 4, head // 4, head // 2),
         )
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(

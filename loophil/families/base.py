@@ -51,7 +51,7 @@ def join(parts: Sequence[Words]) -> Words:
 
 
 class Family(ABC):
-    """A pipeline whose denoiser is tuned. ConfigError where pictures of `size` pixels do not fit its latents (0 = its own size).
+    """A pipeline whose denoiser is tuned. ConfigError where pictures of `size` pixels do not fit its latents (0 = its own size), or it wants more.
 
     component     the attribute of the pipeline that denoises and carries the LoRA; its name is the prefix of exported keys
     targets       module name endings that carry the LoRA if nobody says otherwise: the attention's
@@ -70,6 +70,10 @@ class Family(ABC):
         """device: where the denoiser works, which is not where it lies if it is offloaded; None = where it lies."""
         self.pipeline = pipeline
         self.device: torch.device = device or self.denoiser.device
+        if self._channels() != pipeline.vae.config.latent_channels:
+            raise ConfigError(
+                "This model wants a picture or a mask besides the prompt, as for inpainting: only plain text-to-image models can be tuned."
+            )
         self.latent_shape = self._latent_shape(size)
         self.dtype: torch.dtype = self.denoiser.dtype  # once: diffusers looks for it in the whole network
 
