@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,11 +112,16 @@ class Simulation:
     def __init__(self, session: Session, settings: Settings, rater: Rater, out: IO[str]) -> None:
         self.session, self.rater, self.out = session, rater, out
         self.rng = np.random.default_rng((settings.seed, 23))
-        utility = getattr(rater, "utility", None) or (lambda image, prompt: 0.0)
-        self.examiner = Examiner(measured_prompts(settings), DrawSettings.of(settings.draw), utility, follows)
+        self.prompts = measured_prompts(settings)
         self.clicks = self.images = 0
         self.measuring = 0.0
         self.began = time.monotonic()
+
+    @cached_property
+    def examiner(self) -> Examiner:
+        """By the rater's own utility."""
+        utility = getattr(self.rater, "utility", None) or (lambda image, prompt: 0.0)
+        return Examiner(self.prompts, DrawSettings.of(self.session.settings.draw), utility, follows)
 
     def run(self, clicks: int) -> None:
         """Rates until `clicks` images are rated; a line at each checkpoint passed and at the end."""
@@ -141,7 +147,7 @@ class Simulation:
     def report(self) -> None:
         """One JSON line."""
         before = time.monotonic()
-        figures = self.session.measure(lambda engine: self.examiner.measure(engine.sampler))
+        figures = self.session.measure(lambda engine: self.examiner.measure(engine.sampler))  # once the model has said how it is drawn
         self.measuring += time.monotonic() - before
         status = self.session.status()
         line: dict[str, Any] = {

@@ -127,6 +127,7 @@ def measured_prompts(settings: Settings) -> list[str]:
 def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: None) -> Engine:
     """The model, its adapters, sampler, trainer and rewards, on the device. Called in the worker; says which part it is at."""
     say("1 of 3: torch and diffusers")
+    from loophil.families import drawing_of
     from loophil.pipeline import choose_device, commit_of, load_pipeline
     from loophil.policy import Policy
     from loophil.preview import load_preview
@@ -144,6 +145,8 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
     policy = Policy(
         pipeline, settings.lora, seed=settings.seed, size=settings.draw.size, device=device, memory=settings.memory, cache=prompt_cache(settings)
     )
+    drawing = {} if settings.model == "embedded" else drawing_of(policy.family, settings.model)
+    settings = settings.resumed(drawing)
     schedule = schedule_of(policy.family.noise)
     window = {"auto": None, "on": True, "off": False}[settings.draw.noise_window]
     sampler = Sampler(policy, schedule, timestep_fraction=settings.learn.timestep_fraction, window=window)
@@ -159,7 +162,8 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda part: No
         scheduler=sampler.process,
         device=str(device),
         memory=lambda: policy.gauge.in_use() if policy.gauge else None,
-        note=_note(settings, sampler.trained_steps(DrawSettings.of(settings.draw))),
+        drawing=drawing,
+        note=partial(_note, sampler),
         commit=commit,
         preview=load_preview(settings.draw.preview, policy.latent_shape[0], device, policy.dtype) if settings.draw.preview else None,
     )
@@ -186,11 +190,11 @@ def warm_up(sampler: Sampler, settings: Settings) -> None:
         raise
 
 
-def _note(settings: Settings, trained_steps: int) -> str:
+def _note(sampler: Sampler, settings: Settings) -> str:
     """What to say where a drawing has no steps that trajectories can be trained on; ConfigError where nothing else would learn."""
-    if trained_steps or not settings.learn.trajectory_passes:
-        return ""
     draw = settings.draw
+    if not settings.learn.trajectory_passes or sampler.trained_steps(DrawSettings.of(draw)):
+        return ""
     few = f"{draw.num_inference_steps} denoising steps at eta {draw.eta:g} leave this model no noise for trajectories to learn from"
     if not settings.learn.forward_passes:
         raise ConfigError(f"{few}: choose more steps, or --learn.forward-passes above 0.")
@@ -236,7 +240,8 @@ def describer(settings: Settings, device: str) -> Callable[[Sequence[Image.Image
 def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, settings: Settings, prompts: Sequence[str]) -> Path:
     """Writes the published adapter to the run's exports folder, with pictures before and after: of the label's covers, or of the first prompts."""
     from loophil.evaluation import wilson
-    from loophil.export import Adapter, BeforeAfter, export
+    from loophil.export import export
+    from loophil.model_card import Adapter, BeforeAfter
 
     policy, version, counts = engine.policy, store.current_version(), store.counts()
     draw = DrawSettings.of(settings.draw)

@@ -32,6 +32,8 @@ LIVE = frozenset(
     | {f"learn.forward_{knob}" for knob in ("objective", "learning_rate", "passes", "batch", "fraction")}
     | {f"learn.{knob}" for knob in ("beta", "sft", "human_weight", "taste_weight", "taste_pooling")}
 )
+# Knobs that a model has its own value of, where nobody says otherwise (`Family.drawing`), and the embedded one's.
+OWN: dict[str, float] = {"draw.num_inference_steps": 12, "draw.guidance_scale": 3.0, "draw.eta": 1.0}
 # How bold the learner is, in three words: how far a rating moves it, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
     "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1.5e-4},
@@ -50,9 +52,16 @@ class Draw(Section):
     """How groups are drawn."""
 
     num_images_per_prompt: int = Field(4, ge=2, le=8, description="Images of one prompt shown together, k in the formulae; 4 is LOOP's design point.")
-    num_inference_steps: int = Field(12, ge=1, le=100, description="Denoising steps; more is finer and slower; few-step models want few.")
-    guidance_scale: float = Field(3.0, ge=1, le=20, description="Classifier-free guidance; 1 = none.")
-    eta: float = Field(1.0, ge=0, le=1, description="Noise in a step, DDIM's or flow matching's; LOOP needs eta > 0, 1 is as much as DDPM.")
+    num_inference_steps: int = Field(
+        12,
+        ge=1,
+        le=100,
+        description="Denoising steps; more is finer and slower. Unless said, 20 for other models than the embedded, 4 for few-step ones.",
+    )
+    guidance_scale: float = Field(3.0, ge=1, le=20, description="Classifier-free guidance; 1 = none. Unless said, what suits the model's kind.")
+    eta: float = Field(
+        1.0, ge=0, le=1, description="Noise in a step; LOOP needs eta > 0, 1 is as much as DDPM. Unless said, 0.7 for flow matching (SD3, FLUX)."
+    )
     noise_window: Literal["auto", "on", "off"] = Field(
         "auto", description="Noise in the trained steps alone, the rest deterministic; auto = on for flow matching (SD3, FLUX), off for DDIM."
     )
@@ -163,9 +172,7 @@ class Memory(Section):
 class Settings(BaseSettings):
     """All knobs. `Settings.read(argv)` is the way in; it raises ConfigError with every fault in one message."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__")
 
     model: str = Field("embedded", description="The base: 'embedded', a Hub id, a folder in diffusers' format, or one .safetensors checkpoint.")
     revision: str | None = Field(None, description="The Hub revision of the base; empty = the newest. A run keeps the commit that it meant at first.")
@@ -268,31 +275,30 @@ class Settings(BaseSettings):
 
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """With these knobs at other values, by the names that `value` knows. ConfigError with every fault in one message."""
-        given = self.model_dump()
+        given = self.model_dump(exclude_unset=True)
         for name, value in changes.items():
             section, _, knob = name.rpartition(".")
             try:
                 self.value(name)
             except KeyError:
                 raise ConfigError(f"{name} is not a setting; `python app.py --help` lists them.") from None
-            (given[section] if section else given)[knob] = value
+            (given.setdefault(section, {}) if section else given)[knob] = value
         return Settings.read(None, **given)
 
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays, --lora goes. What no longer fits is left out."""
         fixed = ("run", "runs", "snapshots", "device", "host", "port", "public", "auth", "lora.file")
-        return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in fixed})
+        left = {*fixed, *(knob for knob in OWN if by_name(kept).get(knob) == OWN[knob])}
+        return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in left})
+
+    def said(self, name: str) -> bool:
+        """Whether somebody has said what this knob is to be: by a flag, a variable or on the page."""
+        section, _, knob = name.rpartition(".")
+        return knob in (getattr(self, section) if section else self).model_fields_set
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
-        """With what was changed on the page before, where neither a flag nor a variable says otherwise. What no longer fits is left out."""
-        default = Settings()
-
-        def untouched(name: str) -> bool:
-            with contextlib.suppress(KeyError):
-                return bool(self.value(name) == default.value(name))
-            return False
-
-        return self._taking({name: value for name, value in kept.items() if untouched(name)})
+        """With these knobs where neither a flag nor a variable says otherwise. What no longer fits is left out."""
+        return self._taking({name: value for name, value in kept.items() if not self.said(name)})
 
     def _taking(self, changes: Mapping[str, Any]) -> "Settings":
         """With all of these at once, since some go together only; if that cannot be, with each that can."""

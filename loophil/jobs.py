@@ -14,7 +14,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,9 @@ class Engine:
     score(images, prompts, rewards) -> {reward: (values, reason why some are missing)}
     describe(images, prompts) -> (k, d) of each kind of feature that the taste model learns from
     memory() -> (bytes in use, bytes in all), None without a GPU
-    scheduler: what a group's record says it was drawn with;  note: what the status should say of this model, "" = nothing
+    scheduler: what a group's record says it was drawn with
+    drawing: knobs that this model has its own values of, where nobody says otherwise
+    note(settings) -> what the status should say of this model, "" = nothing; ConfigError for settings that can teach it nothing
     commit: of a Hub model, the one that was loaded
     preview: rough pictures of the latents of a drawing that goes on, None = there are none
     """
@@ -76,7 +78,8 @@ class Engine:
     scheduler: str
     device: str
     memory: Callable[[], tuple[int, int] | None] = lambda: None
-    note: str = ""
+    drawing: Mapping[str, float] = field(default_factory=dict)
+    note: Callable[[Settings], str] = lambda settings: ""
     commit: str | None = None
     preview: Preview | None = None
 

@@ -100,8 +100,7 @@ class Loop:
     def upcoming(self, rater: str, limit: int, page: str = "") -> list[Group]:
         """Groups to rate next, in order, leased to this page of the rater's; also says that a person is there."""
         self._seen = self._clock()
-        groups = self.stock.offer(rater, limit, page=page)
-        if not groups:
+        if not (groups := self.stock.offer(rater, limit, page=page)):
             self.worker.wake()
             groups = self.stock.offer(rater, limit, page=page)
         if self.stock.raters != self.status.raters:
@@ -155,7 +154,7 @@ class Loop:
 
     def adjust(self, settings: Settings) -> Future[None]:
         """Goes on with other knobs, between two jobs; what is drawn already stays as it is."""
-        return self.worker.submit("changing settings", lambda: self._adjust(settings), alone=True)
+        return self.worker.submit("changing settings", lambda: self._adjust(settings, self.engine), alone=True)
 
     def reread(self) -> None:
         """Ratings were deleted or imported: what counts now is counted, and the last update no longer names who is gone."""
@@ -284,18 +283,19 @@ class Loop:
     def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
         engine, version = self._load(lambda part: self._tell(worker=f"{LOADING}, {part}")), self.store.current_version()
-        engine.trainer.adjust(self.settings.learn)
+        self._adjust(self.settings.resumed(engine.drawing), engine)
         self.learner.restore(engine, version.number)
         self._engine, self._rest_until = engine, -math.inf
         self._troubles.over(LOADING)
         for number in {0, version.number}:
             self.strip.want(number)
-        self._tell(device=engine.device, note=engine.note or None, policy_version=version.number, version_created=version.created)
+        self._tell(device=engine.device, policy_version=version.number, version_created=version.created)
         return engine
 
-    def _adjust(self, settings: Settings) -> None:
+    def _adjust(self, settings: Settings, engine: Engine) -> None:
+        self._tell(note=engine.note(settings) or None)
         self.settings = self.studio.settings = self.learner.settings = settings
-        self.engine.trainer.adjust(settings.learn)
+        engine.trainer.adjust(settings.learn)
         self._news = self._said = True
 
     def _draw(self, prompt: str = "", *, wanted: bool = False, offered: bool = True, kind: str = "person") -> Group:

@@ -96,7 +96,7 @@ def told(model: str, revision: str | None) -> Iterator[None]:
 def _from_folder(model: str, revision: str | None, device: torch.device, say: Callable[[str], None]) -> DiffusionPipeline:
     """A pipeline of a folder, or of the Hub."""
     index = _index_of(model, revision)
-    wanted = _wanted(str(index["_class_name"]), device)
+    wanted = _wanted(_class_of(index), device)
     if not Path(model).is_dir():
         _download(model, revision, [name for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in wanted], say)
     with _parts_said(say):
@@ -165,11 +165,7 @@ def _from_single_file(file: Path, device: torch.device, say: Callable[[str], Non
     with safe_open(file, framework="pt") as content:
         keys = content.keys()
     beside = next((folder for folder in (file.with_suffix(""), file.parent) if (folder / "model_index.json").is_file()), None)
-    kind = (
-        _index_of(str(beside))["_class_name"]
-        if beside
-        else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
-    )
+    kind = _class_of(_index_of(str(beside))) if beside else next((kind for mark, kind in CHECKPOINTS.items() if any(mark in key for key in keys)), "")
     if not kind:
         raise ConfigError(f"'{file}' is no checkpoint of a whole model that can be tuned (Stable Diffusion, SDXL, SD3, FLUX).")
     wanted = _wanted(kind, device)
@@ -195,6 +191,10 @@ def _index_of(model: str, revision: str | None = None) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own call
         return dict(DiffusionPipeline.load_config(model, revision=revision))
+
+
+def _class_of(index: dict[str, Any]) -> str:
+    return str(index.get("_class_name", "model_index.json without a _class_name"))
 
 
 def _wanted(kind: str, device: torch.device) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class FakeEngine:
             scheduler="DDIM",
             device="fake",
             memory=lambda: self.memory,
-            note=self.note,
+            note=lambda settings: self.note,
             preview=self.preview,
         )
 

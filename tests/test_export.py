@@ -25,7 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loophil.errors import InvalidInput
-from loophil.export import FORMATS, STAGING, Adapter, BeforeAfter, export
+from loophil.export import FORMATS, STAGING, export
+from loophil.model_card import Adapter, BeforeAfter
 from tests.tiny import random_lora, tiny_pipeline
 
 RANK, ALPHA = 3, 7.5

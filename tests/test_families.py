@@ -1,5 +1,6 @@
 """What is supported, what is said of what is not, and the whole way through each family on a tiny pipeline of the very same classes."""
 
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,17 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from loophil.build import load_engine, prompt_cache, warm_up
 from loophil.config import Learn, Lora, Memory, Settings
 from loophil.errors import ConfigError, InvalidInput
-from loophil.export import Adapter, export
-from loophil.families import FAMILIES, family_of, family_type
+from loophil.export import export
+from loophil.families import FAMILIES, drawing_of, family_of, family_type
 from loophil.memory import Gauge
+from loophil.model_card import Adapter
 from loophil.pipeline import load_pipeline
 from loophil.policy import Policy
 from loophil.prompt_cache import PromptCache
@@ -28,7 +31,7 @@ from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
 from tests.test_trainer import finish
-from tests.tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sdxl, tiny_unet
+from tests.tiny import tiny_flux, tiny_lcm, tiny_pipeline, tiny_sd3, tiny_sdxl, tiny_unet
 
 SEEDS = (11, 12)
 LORA = Lora(rank=4, alpha=8)
@@ -178,7 +181,7 @@ def test_a_model_that_is_told_of_a_picture_as_well_is_refused() -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {type(kind.build()).__name__ for kind in KINDS.values()} == set(FAMILIES)
+    assert {type(kind.build()).__name__ for kind in KINDS.values()} == set(FAMILIES) - {"LatentConsistencyModelPipeline"}  # which is below
 
 
 # ---- equal to the stock pipeline ----
@@ -281,6 +284,16 @@ def test_a_folder_loads_to_the_same_model(kind: Kind, tmp_path: Path) -> None:
     torch.testing.assert_close(kind.stock(pipeline), kind.stock(kind.build()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, PNDMScheduler, DPMSolverMultistepScheduler])
+def test_latents_are_clipped_only_where_a_config_says_so(kind: Any, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipeline.save_pretrained(tmp_path)
+    schedule = schedule_of(family_of(load_pipeline(str(tmp_path), None, torch.device("cpu"))).noise)
+    assert isinstance(schedule, DDIM)
+    assert schedule.clip_sample_range == math.inf
+
+
 # ---- few steps ----
 
 
@@ -288,24 +301,90 @@ def test_a_model_of_one_step_is_taught_by_the_forward_process_alone_and_the_stat
     tiny_pipeline(timestep_spacing="trailing").save_pretrained(tmp_path)
     settings = Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.num-inference-steps", "1", "--draw.guidance-scale", "1"])
     engine = load_engine(settings)
-    assert engine.note == "1 denoising steps at eta 1 leave this model no noise for trajectories to learn from: only the forward process learns."
+    assert engine.note(settings) == (
+        "1 denoising steps at eta 1 leave this model no noise for trajectories to learn from: only the forward process learns."
+    )
+    with pytest.raises(ConfigError, match=r"no noise for trajectories to learn from: choose more steps, or --learn\.forward-passes above 0"):
+        engine.note(settings.changed({"learn.forward_passes": 0}))
     bench = Bench(KINDS["Stable Diffusion"])
     stats = bench.train(bench.drawing(num_inference_steps=1, guidance_scale=1.0))
     assert set(stats.taught) == {"forward_process"}
 
 
+LCM = Kind(tiny_lcm, asked={"original_inference_steps": 50})
+
+
+def test_a_latent_consistency_model_draws_what_the_stock_pipeline_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one step, where that has no noise either; it is told of guidance, and has no second half."""
+    bench, stock, told = Bench(LCM), tiny_lcm(), []
+    for pipeline in (stock, bench.policy.pipeline):
+        spy = Mock(side_effect=pipeline.unet.forward)
+        monkeypatch.setattr(pipeline.unet, "forward", spy)
+        told.append(spy)
+    drawing = bench.sampler.draw("a red circle", DrawSettings(1, 3.0, 1.0), SEEDS)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    asked: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 3.0, "num_images_per_prompt": 2, "output_type": "latent"}
+    theirs = stock("a red circle", generator=generators, **asked).images
+    torch.testing.assert_close(drawing.trajectory.clean_latents, theirs, rtol=1e-5, atol=1e-5)
+    said = [spy.call_args.kwargs["timestep_cond"].expand(2, -1) for spy in told]
+    assert torch.equal(*said)
+    for steps in (1, 2, 4, 8, 50):
+        stock.scheduler.set_timesteps(steps)
+        assert bench.sampler.schedule.timesteps(steps).tolist() == stock.scheduler.timesteps.tolist()
+    with pytest.raises(ConfigError, match="51 denoising steps are impossible: this base was trained with 50"):
+        bench.sampler.schedule.timesteps(51)
+
+
+def test_a_latent_consistency_model_learns_from_its_few_steps(tmp_path: Path) -> None:
+    bench = Bench(LCM, learning_rate=0.05, forward_learning_rate=0.05)
+    drawing = bench.drawing(num_inference_steps=4)
+    stats = bench.train(drawing)
+    assert (stats.ratio_mean, stats.ratio_std, set(stats.taught)) == (1, 0, {"loop", "forward_process"})
+    bench.policy.refresh(bench.policy.next_weights(), 1)
+    tuned = bench.sampler.draw("a red circle", DrawSettings(1, 3.0, 1.0), SEEDS).trajectory.clean_latents
+    stock, generators = tiny_lcm(), [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    asked: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 3.0, "num_images_per_prompt": 2, "output_type": "latent"}
+    assert not torch.allclose(stock("a red circle", generator=generators, **asked).images, tuned, atol=0.01)
+    stock.load_lora_weights(unzipped(export(adapter_of(bench.policy), "diffusers", tmp_path)), use_safetensors=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    torch.testing.assert_close(stock("a red circle", generator=generators, **asked).images, tuned, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "steps", "scale", "eta"),
+    [
+        (tiny_pipeline, "stable-diffusion-v1-5/stable-diffusion-v1-5", 20, 5.0, 1.0),
+        (tiny_sdxl, "stabilityai/sdxl-turbo", 4, 1.0, 1.0),
+        (tiny_sdxl, "someone/hyperrealism-lcmx", 20, 5.0, 1.0),
+        (tiny_sd3, "stabilityai/stable-diffusion-3.5-medium", 20, 4.5, 0.7),
+        (tiny_flux, "black-forest-labs/FLUX.1-dev", 20, 3.5, 0.7),
+        (partial(tiny_flux, guidance_embeds=False), "flux", 4, 1.0, 0.7),
+        (tiny_lcm, "SimianLuo/LCM_Dreamshaper_v7", 4, 5.0, 1.0),
+    ],
+)
+def test_a_model_has_its_own_way_of_being_drawn_where_nobody_says_otherwise(
+    build: Callable[[], Any], name: str, steps: int, scale: float, eta: float
+) -> None:
+    own = drawing_of(family_of(build()), name)
+    draw = Settings.read(["--model", name]).resumed(own).draw
+    assert (draw.num_inference_steps, draw.guidance_scale, draw.eta) == (steps, scale, eta)
+    said = Settings.read(["--draw.num-inference-steps", "12", "--draw.guidance-scale", "3"]).resumed(own).draw
+    assert (said.num_inference_steps, said.guidance_scale, said.eta) == (12, 3.0, eta)
+
+
 def test_a_model_that_nothing_could_teach_is_refused(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
     flags = ["--model", str(tmp_path), "--device", "cpu", "--draw.num-inference-steps", "1", "--learn.forward-passes", "0"]
+    engine = load_engine(settings := Settings.read(flags))
     with pytest.raises(ConfigError, match=r"no noise for trajectories to learn from: choose more steps, or --learn\.forward-passes above 0"):
-        load_engine(Settings.read(flags))
+        engine.note(settings)
 
 
 @pytest.mark.parametrize(("flag", "process"), [("auto", "DDIM"), ("off", "DDIM"), ("on", "DDIM, noise window")])
 def test_the_noise_window_can_be_chosen_and_is_in_the_record(flag: str, process: str, tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
-    engine = load_engine(Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.noise-window", flag]))
-    assert (engine.scheduler, engine.sampler.window, engine.note) == (process, flag == "on", "")
+    engine = load_engine(settings := Settings.read(["--model", str(tmp_path), "--device", "cpu", "--draw.noise-window", flag]))
+    assert (engine.scheduler, engine.sampler.window, engine.note(settings)) == (process, flag == "on", "")
 
 
 # ---- memory and speed ----

@@ -19,9 +19,10 @@ from PIL import Image
 
 import loophil.session
 from loophil.errors import InvalidInput, LoopHILError
-from loophil.export import FORMATS, Adapter, BeforeAfter, export
+from loophil.export import FORMATS, export
 from loophil.hub import PushStep, Repository, exported_files
 from loophil.jobs import Engine
+from loophil.model_card import Adapter, BeforeAfter
 from loophil.session import Session
 from loophil.types import Label
 from tests.fake_engine import FakeEngine, fake_loop

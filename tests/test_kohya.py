@@ -11,10 +11,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from loophil.errors import InvalidInput
-from loophil.export import Adapter, export
+from loophil.export import export
 from loophil.families.flux import Flux
 from loophil.kohya import apart, fuse
 from loophil.lora_file import read_lora
+from loophil.model_card import Adapter
 from tests.tiny import random_lora, tiny_flux
 
 RANK, ALPHA = 2, 5.0

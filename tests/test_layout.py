@@ -34,6 +34,7 @@ STOREYS = {
     "loophil.sampler": 3,
     "loophil.trainer": 3,
     "loophil.export": 3,
+    "loophil.model_card": 1,
     "loophil.hub": 3,
     "loophil.policy": 2,
     "loophil.preview": 2,
@@ -82,7 +83,7 @@ WALLS = {
     "diffusers": {"loophil.families", "loophil.pipeline", "loophil.policy", "loophil.preview", "loophil.export"},
     "peft": {"loophil.families", "loophil.policy", "loophil.export"},
     # A token that somebody typed passes through hub alone; pipeline and load_failure know the errors alone.
-    "huggingface_hub": {"loophil.hub", "loophil.snapshots", "loophil.export", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},
+    "huggingface_hub": {"loophil.hub", "loophil.snapshots", "loophil.model_card", "loophil.pipeline", "loophil.load_failure", "rewards.weights"},
     "rewards": {"loophil.build"},  # a reward is added without touching the loop
     "data": {"rewards.scene_check"},  # the loop knows nothing of the embedded model's world
 }

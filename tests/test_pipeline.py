@@ -195,6 +195,12 @@ def test_a_single_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path / "none.safetensors"), None, CPU)
 
 
+def test_a_folder_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    with pytest.raises(ConfigError, match=r"A model_index\.json without a _class_name cannot be tuned yet\. Supported: "):
+        load_pipeline(str(tmp_path), None, CPU)
+
+
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "pytorch_model.bin"])
 def test_a_pickled_checkpoint_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"is a pickle, which can run programs: give it as \.safetensors"):

@@ -378,3 +378,35 @@ def test_the_kind_of_schedule_follows_from_the_scheduler_s_class() -> None:
     assert isinstance(schedule_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}), FlowMatching)
     assert isinstance(schedule_of({"_class_name": "PNDMScheduler", **STABLE_DIFFUSION}), DDIM)
     assert isinstance(schedule_of(STABLE_DIFFUSION), DDIM)
+
+
+def test_a_schedule_of_another_noise_is_refused() -> None:
+    with pytest.raises(ConfigError, match="An EDMEulerScheduler has other noise than DDIM"):
+        schedule_of({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [4, 12])
+def test_other_schedulers_than_ddim_s_leave_no_noise_behind(kind: str, spacing: str, steps: int) -> None:
+    # pictures of one point, 2: the true noise is eps = (x_t - 2 sqrt(a_t)) / sqrt(1 - a_t); each step's latents have the spread of the next timestep
+    schedule = schedule_of(STABLE_DIFFUSION | {"_class_name": kind, "timestep_spacing": spacing})
+    assert isinstance(schedule, DDIM)
+    timesteps, x = schedule.timesteps(steps).tolist(), torch.randn(1, 1, 200, 200, generator=seeded(1))
+    for t, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+        a_t = schedule.alphas_cumprod[t]
+        said = (x - 2 * a_t.sqrt()) / (1 - a_t).sqrt()
+        x, _ = step_with_log_prob(schedule, said, t, x, num_inference_steps=steps, eta=1.0, generator=seeded(t))
+        spread = 0.0 if following is None else float((1 - schedule.alphas_cumprod[following]).sqrt())
+        assert float(x.std()) == pytest.approx(spread, rel=0.08, abs=1e-4)
+    assert float(x.mean()) == pytest.approx(2, abs=1e-3)
+
+
+def test_the_first_step_of_a_flow_has_no_more_noise_than_its_schedule_says() -> None:
+    # sigma sqrt(-dt) of the second time, at most; some shifts put the first time 6e-8 below 1, where sigma would be thousands
+    for shift in np.arange(1.0, 20.0, 0.01):
+        schedule = FlowMatching(1000, shift=float(shift))
+        times = schedule.timesteps(12) / 1000
+        std = schedule.std(schedule.timesteps(12)[0], num_inference_steps=12, eta=1.0)
+        expected = (times[1] / (1 - times[1]) * (times[0] - times[1])).sqrt()
+        assert float(std) == pytest.approx(float(expected), rel=1e-4), shift

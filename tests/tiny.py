@@ -13,6 +13,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -147,6 +149,20 @@ def tiny_pipeline(*, seed: int = 0, **scheduler: Any) -> StableDiffusionPipeline
             feature_extractor=None,
             requires_safety_checker=False,
         )
+    return finished(pipeline)
+
+
+def tiny_lcm() -> LatentConsistencyModelPipeline:
+    """`tiny_pipeline` as a latent consistency model, whose UNet is told of guidance."""
+    made = tiny_pipeline()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        unet = tiny_unet(time_cond_proj_dim=16)
+    parts = {name: getattr(made, name) for name in ("vae", "text_encoder", "tokenizer")}
+    scheduler = LCMScheduler(**{name: value for name, value in DIFFUSION.items() if name != "timestep_spacing"})
+    pipeline = LatentConsistencyModelPipeline(
+        unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
+    )
     return finished(pipeline)
 
 

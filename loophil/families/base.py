@@ -56,6 +56,7 @@ class Family(ABC):
     component     the attribute of the pipeline that denoises and carries the LoRA; its name is the prefix of exported keys
     targets       module name endings that carry the LoRA if nobody says otherwise: the attention's
     half          the storage dtype on a GPU, in which its base does not overflow
+    drawing       knobs of drawing that are its own, where nobody says otherwise
     without       parts of the pipeline that are not loaded
     latent_shape  (C, H, W) of one latent;  dtype: the denoiser's, in which it is given them
     """
@@ -65,6 +66,7 @@ class Family(ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     half: ClassVar[torch.dtype] = torch.float16
     without: ClassVar[tuple[str, ...]] = ()
+    drawing: ClassVar[Mapping[str, float]] = {"draw.num_inference_steps": 20, "draw.guidance_scale": 5.0}
 
     def __init__(self, pipeline: Any, size: int = 0, device: torch.device | None = None) -> None:
         """device: where the denoiser works, which is not where it lies if it is offloaded; None = where it lies."""
@@ -95,9 +97,17 @@ class Family(ABC):
 
     @property
     def noise(self) -> dict[str, Any]:
-        """What `scheduler.schedule_of` needs: the scheduler's class and config, and what the stock pipeline tells it besides."""
+        """What `scheduler.schedule_of` needs: the scheduler's class and config, and what the stock pipeline tells it besides.
+
+        Latents are clipped only where a config says so: those of most schedulers say nothing of it, and mean that they are not.
+        """
         scheduler = self.pipeline.scheduler
-        return {**scheduler.config, "_class_name": type(scheduler).__name__}
+        return {"clip_sample": False, **scheduler.config, "_class_name": type(scheduler).__name__}
+
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is no second, negative half: the model is told of it, or has none."""
+        return False
 
     @abstractmethod
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
@@ -107,23 +117,25 @@ class Family(ABC):
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
         """One call of the denoiser, (B, C, H, W): latents in its dtype, timestep () or (B,), the words of B prompts."""
 
+    def guidance(self, guidance_scale: float) -> Words:
+        """What a distilled model is told of it, (1, ...); nothing where it has none."""
+        return {}
+
     def unguided(self, embeddings: Embeddings, guidance_scale: float) -> Words:
-        """What the model itself is told where guidance is no way of drawing but a part of it; else the prompt alone."""
-        return embeddings.positive
+        """What the model itself is told: the prompt, and where guidance is no way of drawing but a part of it, how much; once is enough."""
+        return {**self.guidance(guidance_scale), **embeddings.positive}
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
         """The output (B, C, H, W) as the stock pipeline would have it: classifier-free guidance in one batch, the negative half first.
 
         `embeddings` are of one prompt or of B; timestep () or (B,). guidance_scale 1 means no guidance, no second half.
         """
-        n = len(latents)
-        embeddings = embeddings.to(self.device)
-        positive = expand(embeddings.positive, n)
-        latents = latents.to(self.dtype)
-        if guidance_scale <= 1:
+        n, latents = len(latents), latents.to(self.dtype)
+        positive = expand(placed(self.unguided(embeddings, guidance_scale), self.device), n)
+        if self.distilled or guidance_scale <= 1:
             return self.denoise(latents, timestep, positive)
         both = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
-        output = self.denoise(torch.cat([latents, latents]), both, join([expand(embeddings.negative, n), positive]))
+        output = self.denoise(torch.cat([latents, latents]), both, join([expand(placed(embeddings.negative, self.device), n), positive]))
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
-from loophil.families.base import Embeddings, Family, Words, expand, placed
+from loophil.families.base import Embeddings, Family, Words
 
 PATCH = 2  # latents are packed two by two
 OWN_SIDE = 128  # of the latents that the stock pipeline draws, which no config says
@@ -22,6 +23,8 @@ class Flux(Family):
     component = "transformer"
     targets = (*Family.targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # the words' side of its attention
     half = torch.bfloat16
+    drawing: ClassVar[Mapping[str, float]] = {"draw.num_inference_steps": 20, "draw.guidance_scale": 3.5, "draw.eta": 0.7}
+    distilled = True
 
     @property
     def architecture(self) -> str:
@@ -41,15 +44,9 @@ class Flux(Family):
         half = {"encoder_hidden_states": words, "pooled_projections": pooled}
         return Embeddings(half, half)
 
-    def unguided(self, embeddings: Embeddings, guidance_scale: float) -> Words:
+    def guidance(self, guidance_scale: float) -> Words:
         """dev is told its guidance as it is told the prompt, so it learns at the one it draws with."""
-        guidance = torch.full([1], guidance_scale, device=self.device)
-        return {**embeddings.positive, "guidance": guidance} if self.denoiser.config.guidance_embeds else embeddings.positive
-
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: Embeddings, guidance_scale: float) -> torch.Tensor:
-        """One call, whatever the guidance: that of the words where they say one, else `guidance_scale`."""
-        words = embeddings.positive if "guidance" in embeddings.positive else self.unguided(embeddings, guidance_scale)
-        return self.denoise(latents.to(self.dtype), timestep, expand(placed(words, self.device), len(latents)))
+        return {"guidance": torch.full([1], guidance_scale)} if self.denoiser.config.guidance_embeds else {}
 
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
         """One call of the transformer, which wants t itself, and to know where in the picture each token is."""

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from loophil.families.base import Embeddings, Family, Words
+from loophil.families.base import Embeddings, Words
+from loophil.families.stable_diffusion import UNet
 
 
-class SDXL(Family):
+class SDXL(UNet):
     """StableDiffusionXLPipeline. Its words: encoder_hidden_states (n, L, W), text_embeds (n, P) pooled, time_ids (n, 6): size, crop, size."""
 
     name = "SDXL"
-    component = "unet"
     architecture = "stable-diffusion-xl-v1-base"
 
     def __init__(self, pipeline: Any, size: int = 0, device: torch.device | None = None) -> None:
@@ -21,11 +21,6 @@ class SDXL(Family):
         vae = pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)  # it overflows in half precision; the stock pipeline moves it to and fro
-
-    @property
-    def noise(self) -> dict[str, Any]:
-        """SDXL ships the config of another scheduler, which may not say that latents are not to be clipped."""
-        return {"clip_sample": False} | super().noise
 
     def encode(self, prompt: str, negative_prompt: str) -> Embeddings:
         """Without a negative prompt its half is zeros, or that of an empty prompt, as the pipeline's config says."""
@@ -42,8 +37,8 @@ class SDXL(Family):
     def denoise(self, latents: torch.Tensor, timestep: torch.Tensor, words: Words) -> torch.Tensor:
         """One call of the UNet."""
         added = {name: words[name] for name in ("text_embeds", "time_ids")}
-        hidden = words["encoder_hidden_states"]
-        output: torch.Tensor = self.denoiser(latents, timestep, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
+        plain = {name: tensor for name, tensor in words.items() if name not in added}
+        output: torch.Tensor = self.denoiser(latents, timestep, **plain, added_cond_kwargs=added, return_dict=False)[0]
         return output
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from loophil.errors import ConfigError
 from loophil.scheduler.step import per_image
 
+DISTILLED = ("LCM", "TCD")  # schedulers of latent consistency models, and of their relatives
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -28,8 +30,10 @@ class DDIM:
         v         = sqrt(a_t) eps - sqrt(1 - a_t) x_0                                                                      (arXiv 2202.00512)
 
     alphas_cumprod        (num_train_timesteps,) float32
-    final_alpha_cumprod   a_prev of the last step: 1 (`set_alpha_to_one`) or alphas_cumprod[0]
+    final_alpha_cumprod   a_prev of the last step: 1 (`set_alpha_to_one`, or distilled) or alphas_cumprod[0]
     clip_sample_range     x_0(x_t) is clamped to +- this while drawing; infinite = not
+    chained               whether a step goes back to the next timestep; else by num_train_timesteps // T, as diffusers' DDIM does always
+    original_steps        how many timesteps a latent consistency model was distilled at, 0 = it is none; it is drawn at some of them
     """
 
     alphas_cumprod: Tensor
@@ -38,6 +42,8 @@ class DDIM:
     timestep_spacing: str
     steps_offset: int
     clip_sample_range: float
+    chained: bool = False
+    original_steps: int = 0
     init_noise_sigma: float = 1.0
     name: str = "DDIM"
     windowed: bool = False
@@ -46,19 +52,26 @@ class DDIM:
     def from_config(cls, config: Mapping[str, Any]) -> DDIM:
         """The schedule that `DDIMScheduler.from_config(config)` would be; names the config lacks have diffusers' defaults.
 
-        Raises ConfigError, naming all faults, where the config asks for what has no density or is not known.
+        `_class_name` of another scheduler makes it `chained`, of LCM or TCD (arXiv 2310.04378, 2402.19159) at their timesteps. Raises ConfigError,
+        naming all faults, where the config asks for what has no density or is not known.
         """
+        kind = str(config.get("_class_name", "DDIMScheduler"))
+        if kind.startswith("EDM"):
+            raise ConfigError(f"An {kind} has other noise than DDIM: a model that was made for it cannot be tuned yet.")
+        original_steps = int(config.get("original_inference_steps", 50)) if kind.startswith(DISTILLED) else 0
         config = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
         if faults := _faults(config):
             raise ConfigError(f"This scheduler cannot be used: {'; '.join(faults)}. Change scheduler/scheduler_config.json of the base model.")
         alphas_cumprod = torch.cumprod(1.0 - _betas(config), dim=0)
         return cls(
             alphas_cumprod=alphas_cumprod,
-            final_alpha_cumprod=1.0 if config["set_alpha_to_one"] else float(alphas_cumprod[0]),
+            final_alpha_cumprod=1.0 if config["set_alpha_to_one"] or original_steps else float(alphas_cumprod[0]),
             prediction_type=config["prediction_type"],
             timestep_spacing=config["timestep_spacing"],
             steps_offset=config["steps_offset"],
             clip_sample_range=config["clip_sample_range"] if config["clip_sample"] else math.inf,
+            chained=kind != "DDIMScheduler",
+            original_steps=original_steps,
         )
 
     @property
@@ -68,12 +81,12 @@ class DDIM:
 
     def timesteps(self, num_inference_steps: int) -> Tensor:
         """The (T,) int64 timesteps of a rollout, noisiest first. ConfigError where the base has not so many."""
-        N, T = self.num_train_timesteps, num_inference_steps
-        if 1 <= T <= N:
-            steps = SPACINGS[self.timestep_spacing](N, T, self.steps_offset)
+        N, T, most = self.num_train_timesteps, num_inference_steps, self.original_steps or self.num_train_timesteps
+        if 1 <= T <= most:
+            steps = _distilled(N, T, most) if self.original_steps else SPACINGS[self.timestep_spacing](N, T, self.steps_offset)
             if steps.min() >= 0 and steps.max() < N:
                 return torch.from_numpy(steps)
-        raise ConfigError(f"{T} denoising steps are impossible: this base was trained with {N}. Choose fewer, at least 1.")
+        raise ConfigError(f"{T} denoising steps are impossible: this base was trained with {most}. Choose fewer, at least 1.")
 
     def std(self, timesteps: Tensor | int, *, num_inference_steps: int, eta: float) -> Tensor:
         """sigma_t of (16), (B,)."""
@@ -122,10 +135,10 @@ class DDIM:
         )
 
     def _alphas(self, timesteps: Tensor | int, num_inference_steps: int) -> tuple[Tensor, Tensor]:
-        """(a_t, a_prev), each (B,) or (); as in diffusers, a step goes back by N // T whatever the spacing."""
+        """(a_t, a_prev), each (B,) or ()."""
         t = torch.as_tensor(timesteps)
         alphas_cumprod = self.alphas_cumprod.to(t.device)
-        prev = t - len(alphas_cumprod) // num_inference_steps
+        prev = _next(self, num_inference_steps).to(t.device)[t] if self.chained else t - len(alphas_cumprod) // num_inference_steps
         return alphas_cumprod[t], torch.where(prev >= 0, alphas_cumprod[prev.clamp(min=0)], self.final_alpha_cumprod)
 
     def _signal_and_noise(self, timesteps: Tensor | int, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,6 +175,21 @@ def _leading(N: int, T: int, offset: int) -> NDArray[np.int64]:
 
 def _trailing(N: int, T: int, offset: int) -> NDArray[np.int64]:
     return np.arange(N, 0, -N / T)[:T].round().astype(np.int64) - 1  # [:T]: rounding adds a timestep of -1 for some T, 61 among them
+
+
+def _distilled(N: int, T: int, original_steps: int) -> NDArray[np.int64]:
+    """T of the timesteps that a latent consistency model was distilled at, the noisiest first."""
+    known = np.arange(original_steps, 0, -1, dtype=np.int64) * (N // original_steps) - 1
+    return known[np.floor(np.linspace(0, original_steps, T, endpoint=False)).astype(np.int64)]
+
+
+@lru_cache(maxsize=8)
+def _next(schedule: DDIM, num_inference_steps: int) -> Tensor:
+    """{timestep: the next one of the rollout}, (num_train_timesteps,) int64; -1 after the last, and for those that are not in it."""
+    grid = schedule.timesteps(num_inference_steps)
+    following = torch.full((schedule.num_train_timesteps,), -1)
+    following[grid[:-1]] = grid[1:]
+    return following
 
 
 # Source: arXiv 2305.08891, table 2.

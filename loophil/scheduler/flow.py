@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
 }
 # What has another density, or another grid, than what is written here.
 REFUSED = ("invert_sigmas", "stochastic_sampling", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+ONE = 1e-6  # some shifts put the first time of a grid so little below 1
 TIME_SHIFTS = ("exponential", "linear")
 
 
@@ -121,7 +122,7 @@ class FlowMatching:
         times = self._times(num_inference_steps).to(asked.device)
         place = (asked[..., None] / self.num_train_timesteps - times[:-1]).abs().argmin(-1)
         t, dt = times[place], times[place + 1] - times[place]
-        level = torch.where(t >= 1, times[1], t)
+        level = torch.where(t > 1 - ONE, times[1], t)
         return t, dt, eta * (level / (1 - level)).sqrt()
 
     def _times(self, num_inference_steps: int) -> Tensor:
