@@ -86,7 +86,8 @@ class FakeEngine:
     learn: Learn | None = None
     memory: tuple[int, int] | None = None
     drifted: float = 0.0
-    note: str = ""
+    note: Callable[[Any], str] = lambda settings: ""
+    drawing: dict[str, float] = field(default_factory=dict)
     preview: Callable[[Any], Any] | None = None
     referred: bool = False
     hold: Callable[[str], None] = lambda what: None
@@ -105,7 +106,8 @@ class FakeEngine:
             scheduler="DDIM",
             device="fake",
             memory=lambda: self.memory,
-            note=lambda settings: self.note,
+            drawing=self.drawing,
+            note=self.note,
             preview=self.preview,
         )
 

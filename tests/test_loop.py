@@ -561,7 +561,7 @@ def test_whoever_waits_sees_how_far_it_is_and_what_it_needs(staged: Staged) -> N
     stage = staged()
     said: dict[str, list[str]] = {"load": [], "update": []}
     stage.fake.hold = lambda what: said.get(what, []).append(stage.loop.status.worker)
-    stage.fake.memory, stage.fake.note = (7, 24), "only the forward process learns."
+    stage.fake.memory, stage.fake.note = (7, 24), lambda settings: "only the forward process learns."
     stage.run()
     assert said["load"] == ["loading the model, 1 of 1: nothing"]
     teach(stage)

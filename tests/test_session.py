@@ -20,7 +20,8 @@ from PIL import Image
 
 import loophil.session
 import loophil.worker
-from loophil.errors import InvalidInput, KeyConflict, LoopHILError, RunError, UnknownGroup, UnknownVersion
+from loophil.config import Settings
+from loophil.errors import ConfigError, InvalidInput, KeyConflict, LoopHILError, RunError, UnknownGroup, UnknownVersion
 from loophil.jobs import Engine
 from loophil.loop import Loop
 from loophil.prompts import PromptSource
@@ -203,6 +204,34 @@ def test_knobs_change_while_the_run_is_open_and_come_back_with_it(runs: Path) ->
     session.close()
     with closing(open_run(runs, None, base_model="fake", revision=None)) as store:
         assert store.noted(SET_ON_PAGE)["learn.beta"] == 0.75
+
+
+def test_settings_that_would_teach_a_model_nothing_are_refused_and_its_note_follows_them(runs: Path) -> None:
+    def note(settings: Settings) -> str:
+        if not settings.learn.forward_passes:
+            raise ConfigError("choose more steps")
+        return "only the forward process learns" if settings.learn.trajectory_passes else ""
+
+    session = fake_session(runs, FakeEngine(note=note), threaded=False)
+    session.new_group()
+    assert session.status().note == "only the forward process learns"
+    with pytest.raises(ConfigError, match="choose more steps"):
+        session.adjust({"learn.forward_passes": 0})
+    assert session.settings.learn.forward_passes == 4
+    session.adjust({"learn.trajectory_passes": 0})
+    assert session.status().note is None
+    session.close()
+    with closing(open_run(runs, None, base_model="fake", revision=None)) as store:
+        assert store.noted(SET_ON_PAGE) == {"learn.trajectory_passes": 0}
+
+
+def test_a_model_s_own_way_of_being_drawn_holds_where_nobody_says_otherwise(runs: Path) -> None:
+    own = {"draw.num_inference_steps": 4, "draw.guidance_scale": 1.0}
+    session = fake_session(runs, FakeEngine(drawing=dict(own)), threaded=False)
+    assert [session.new_group().settings.num_inference_steps, session.settings.draw.guidance_scale] == [4, 1.0]
+    session.adjust({"draw.guidance_scale": 3.0})
+    assert session.new_group().settings.guidance_scale == 3.0
+    session.close()
 
 
 def test_knobs_changed_before_the_model_is_there_reach_it(runs: Path) -> None:
