@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from huggingface_hub import errors
 
@@ -16,19 +16,53 @@ TOKEN = re.compile(r"hf_\w{8,}")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # What the Hub's client raises when nobody answers: httpx's, httpx2's or requests', by the release of huggingface_hub.
 HTTPError: type[Exception] = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-FAILURES = (OSError, ValueError, HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError)
+# RuntimeError is what the Hub's newer transport (Xet) raises for everything, and torch for what does not fit.
+FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    HTTPError,
+    errors.EntryNotFoundError,
+    errors.RevisionResolutionError,
+    errors.StrictDataclassError,
+)
+FULL = re.compile(r"no space left|os error 28|quota exceeded", re.IGNORECASE)
+TRANSPORT = re.compile(r"task error|cas client|xet", re.IGNORECASE)
+MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 GIVE = "Give a diffusers folder, a .safetensors checkpoint or a Hub id by --model."
 
 
 def why(error: BaseException, model: str, revision: str | None = None) -> str:
     """The reason and what helps, of an error that loading this model raised."""
-    page, chain = f"https://huggingface.co/{model}", list(_chain(error))
+    chain = list(_chain(error))
+    return _here(error, chain) or _there(error, chain, model, revision) or f"{_first_line(error).rstrip('.')}. {GIVE}"
+
+
+def _here(error: BaseException, chain: Sequence[BaseException]) -> str:
+    """What this machine lacks, "" = nothing that is known."""
+
+    def says(words: re.Pattern[str]) -> bool:
+        return any(isinstance(each, RuntimeError) and words.search(str(each)) for each in chain)
+
+    if says(FULL) or any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
+        return "the disk is full. Free some of it, or set HF_HOME to a folder on another disk."
+    if says(MEMORY) or any(isinstance(each, MemoryError) for each in chain):
+        return "there is not enough memory for it. Close other programs, or choose a smaller model."
+    if says(TRANSPORT):
+        return f"its download broke off ({_first_line(error)}). Check the network, and try again: what is there already is kept."
+    return ""
+
+
+def _there(error: BaseException, chain: Sequence[BaseException], model: str, revision: str | None) -> str:
+    """What the Hub says, or that it says nothing."""
+    page = f"https://huggingface.co/{model}"
 
     def is_one(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in chain)
 
-    if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
-        return "the disk is full. Free some of it, or set HF_HOME to a folder on another disk."
     if is_one(errors.GatedRepoError):
         return f"it is gated. Accept its terms at {page}, and set HF_TOKEN to a token of that account."
     if is_one(errors.RevisionNotFoundError):
@@ -46,7 +80,7 @@ def why(error: BaseException, model: str, revision: str | None = None) -> str:
         return "it was not downloaded yet, and the Hub cannot be reached. Check the network, or give a folder by --model."
     if is_one(errors.HFValidationError):
         return f"there is no such folder or file, and it is not a Hub id. {GIVE}"
-    return f"{_first_line(error)} {GIVE}"
+    return ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -72,14 +72,8 @@ class Loop:
         self._seen = self._rest_until = -math.inf
         self._troubles = Troubles(store.recovered)
         version = store.current_version()
-        self.status = Status(
-            run=store.name,
-            model=settings.model,
-            device=settings.device,
-            policy_version=version.number,
-            version_created=version.created,
-            worker=LOADING,
-        )
+        running: dict[str, Any] = {"run": store.name, "model": settings.model, "device": settings.device, "worker": LOADING}
+        self.status = Status(**running, policy_version=version.number, version_created=version.created)
         self.worker = Worker(self, threaded=settings.loop.threaded)
 
     # what others may ask
@@ -282,7 +276,7 @@ class Loop:
 
     def _load_engine(self) -> Engine:
         """Loads the model, then the current version's weights and training state."""
-        engine, version = self._load(lambda part: self._tell(worker=f"{LOADING}, {part}")), self.store.current_version()
+        engine, version = self._load(lambda part: self._at(f"{LOADING}, {part}")), self.store.current_version()
         self._adjust(self.settings.resumed(engine.drawing), engine)
         self.learner.restore(engine, version.number)
         self._engine, self._rest_until = engine, -math.inf
@@ -311,11 +305,15 @@ class Loop:
 
     def _drawing(self, began: float, offered: bool, step: int, steps: int) -> bool:
         """After a step of a drawing: a slow one is in the status. Whether anybody who waits may see it."""
+        slow, job = self._clock() - began > SLOW_SECONDS, self.status.worker
+        self._at(f"{job.split(', ')[0]}, {step} of {steps}" if slow else job)
+        return offered and not self.stock
+
+    def _at(self, words: str) -> None:
+        """How far a job is; with the program it ends here."""
         if self._closed:
             raise Stopped(CLOSED)
-        if self._clock() - began > SLOW_SECONDS:
-            self._tell(worker=f"{self.status.worker.split(', ')[0]}, {step} of {steps}")
-        return offered and not self.stock
+        self._tell(worker=words)
 
     def _score(self) -> None:
         """One group; a reward that fails is missing, with its reason in the status, and asked for this group again later."""

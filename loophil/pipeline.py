@@ -6,6 +6,7 @@ words by load_failure.py.
     a Hub id -> commit_of -> its parts, downloaded one after the other -> diffusers loads each of them: all of it is said while it goes on
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from loophil.load_failure import FAILURES, why
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MEGABYTE = 1_000_000
+ONE_AT_A_TIME = threading.Lock()  # transformers and diffusers change torch itself while they load
 # What of a part is downloaded: no pickles, and not its variants, as diffusion_pytorch_model.fp16.safetensors.
 FILES, VARIANTS = ("*.safetensors", "*.json", "*.txt", "*.model"), ["*.*.safetensors", "*.index.*.json"]
 # What a checkpoint's keys hold, and the pipeline that it is of.
@@ -75,8 +77,9 @@ def load_pipeline(model: str, revision: str | None, device: torch.device, say: C
         raise ConfigError(f"The model '{model}' is a pickle, which can run programs: give it as .safetensors, or as a folder in diffusers' format.")
     for logging in (diffusers_logging, transformers_logging):  # bars of files read from disk; those of downloads stay
         logging.disable_progress_bar()
-    with told(model, revision):
+    with told(model, revision), ONE_AT_A_TIME:
         pipeline = _from_single_file(Path(model), device, say) if model.endswith(".safetensors") else _from_folder(model, revision, device, say)
+        _refuse_without_words(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -184,6 +187,14 @@ def _from_single_file(file: Path, device: torch.device, say: Callable[[str], Non
     except NotImplementedError as error:  # torch's too, where it casts layers that have got no weights
         raise ConfigError(f"'{file}' has no weights for some layers: it is of another model than its configs, or damaged.") from error
     return pipeline
+
+
+def _refuse_without_words(pipeline: Any) -> None:
+    """transformers makes a tokenizer that knows hardly a word where its files are missing: every prompt would mean the same."""
+    for name, tokenizer in pipeline.components.items():
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None) if name.startswith("tokenizer") else None
+        if tokenizer is not None and encoder is not None and len(tokenizer) < encoder.config.vocab_size // 2:
+            raise ValueError(f"the files of its {name} are missing or damaged")
 
 
 def _index_of(model: str, revision: str | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from loophil.errors import ConfigError
-from loophil.pipeline import told
+from loophil.pipeline import ONE_AT_A_TIME, told
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def load_preview(where: str, channels: int, device: torch.device, dtype: torch.d
 
     Raises ConfigError where it cannot be loaded, or is for latents of other than `channels` channels.
     """
-    with told(where, None):
+    with told(where, None), ONE_AT_A_TIME:
         vae = AutoencoderTiny.from_pretrained(where, use_safetensors=True)
     if vae.config.latent_channels != channels:
         raise ConfigError(f"--draw.preview {where} is for latents of {vae.config.latent_channels} channels, and this model's have {channels}.")

@@ -9,12 +9,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from huggingface_hub.utils._http import default_client_factory
 
 from loophil.errors import ConfigError
 from loophil.load_failure import HTTPError, why
 from loophil.pipeline import load_pipeline
+from tests.tiny import tiny_pipeline
 
 http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])  # httpx or httpx2, whichever the Hub's client uses
 SECRET = "hf_" + "s3cret" * 5
@@ -85,8 +87,32 @@ def test_what_is_neither_folder_nor_id_is_told() -> None:
 def test_a_token_is_in_no_sentence_whatever_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "of-another-form")
     said = why(ValueError(f"Bearer {SECRET} and of-another-form\nwere refused"), "some/model")
-    assert said.startswith("Bearer *** and *** Give a diffusers folder")
+    assert said.startswith("Bearer *** and ***. Give a diffusers folder")
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:
-    assert why(ValueError(), "some/model").startswith("ValueError Give")
+    assert why(ValueError(), "some/model").startswith("ValueError. Give")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("Task error: File reconstruction error: IO Error: No space left on device (os error 28)"), "the disk is full"),
+        (RuntimeError("Task error: CAS Client Error: 403 Forbidden"), "its download broke off (Task error: CAS Client Error: 403 Forbidden)."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "there is not enough memory for it."),
+        (MemoryError(), "there is not enough memory for it."),
+        (KeyError("scaling_factor"), "'scaling_factor'. Give a diffusers folder"),
+    ],
+    ids=str,
+)
+def test_what_the_transport_and_torch_raise_becomes_a_sentence_too(
+    error: Exception, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **more: Any) -> Any:
+        raise error
+
+    tiny_pipeline().save_pretrained(tmp_path)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", fails)
+    with pytest.raises(ConfigError) as told:
+        load_pipeline(str(tmp_path), None, torch.device("cpu"))
+    assert str(told.value).startswith(f"The model '{tmp_path}' cannot be loaded: {sentence}")

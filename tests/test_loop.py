@@ -19,6 +19,7 @@ from loophil import loop as loop_module
 from loophil.alarms import WINDOW
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput, LearningError
+from loophil.jobs import Engine
 from loophil.loop import MOST_OWED, Loop
 from loophil.session import Session
 from loophil.types import GO_ON, RETRY, Act, Group, Lesson
@@ -604,6 +605,22 @@ def test_a_drawing_ends_with_the_program(staged: Staged) -> None:
     stage.run()
     assert [what for what, _, _ in stage.fake.spans] == ["load", "draw"]
     assert (drawn(stage), stage.loop.status.last_error) == ([], None)
+
+
+def test_loading_ends_with_the_program(staged: Staged) -> None:
+    stage = staged()
+    load = stage.fake.engine
+
+    def slowly(say: Callable[[str], None]) -> Engine:
+        engine = load(say)
+        stage.loop.close()
+        say("2 of 2: nothing")
+        return engine
+
+    stage.loop._load = slowly
+    stage.run()
+    assert [what for what, _, _ in stage.fake.spans] == ["load"]
+    assert (stage.loop._engine, stage.loop.status.last_error) == (None, None)
 
 
 def test_rating_that_fails_twice_is_set_aside_and_the_others_are_learned(staged: Staged) -> None:

@@ -1,7 +1,9 @@
 """Loading the base: from a folder, the Hub's names or one checkpoint, never a pickle, for a device that is there."""
 
+import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -193,6 +195,27 @@ def test_a_single_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path / "vae.safetensors"), None, CPU)
     with pytest.raises(ConfigError, match=r"none\.safetensors' cannot be loaded: No such file"):
         load_pipeline(str(tmp_path / "none.safetensors"), None, CPU)
+
+
+@pytest.mark.parametrize("gone", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_folder_without_its_tokenizer_is_refused(gone: str, tmp_path: Path) -> None:
+    """transformers would make one that knows two words."""
+    tiny_pipeline().save_pretrained(tmp_path)
+    lost = tmp_path / gone
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(ConfigError, match="the files of its tokenizer are missing or damaged"):
+        load_pipeline(str(tmp_path), None, CPU)
+
+
+def test_two_models_that_are_loaded_at_once_are_both_whole(tmp_path: Path) -> None:
+    """transformers and diffusers change torch itself while they load."""
+    tiny_pipeline().save_pretrained(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        loaded: list[Any] = list(pool.map(lambda number: load_pipeline(str(tmp_path), None, CPU), range(8)))
+    for pipeline in loaded:
+        assert same(pipeline.text_encoder.state_dict(), loaded[0].text_encoder.state_dict())
+        assert not any(weight.is_meta for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for weight in part.parameters())
+    assert torch.nn.Linear(1, 1).weight.device == CPU
 
 
 def test_a_folder_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:

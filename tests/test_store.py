@@ -204,10 +204,20 @@ def test_second_store_in_the_same_process_is_refused_until_the_first_is_closed(r
 
 @pytest.mark.parametrize(("base_model", "revision"), [("other", "r1"), (BASE, "r2"), (BASE, None)])
 def test_another_base_model_is_refused_and_the_run_stays_free(runs: Path, base_model: str, revision: str | None) -> None:
-    reopen(runs).close()
+    with reopen(runs) as store:
+        draw(store)
     with pytest.raises(RunError, match=r"belongs to embedded \(revision r1\), not to .* --run NAME"):
         open_run(runs, "first", base_model=base_model, revision=revision)
     reopen(runs).close()
+
+
+def test_a_run_with_nothing_in_it_takes_another_base_model(runs: Path) -> None:
+    open_run(runs, "first", base_model="stabilty/sdxl", revision=None).close()  # a name that is mistyped, which no Hub knows
+    with reopen(runs) as store:
+        assert store.revision() == "r1"
+        draw(store)
+    with pytest.raises(RunError, match=r"belongs to embedded \(revision r1\), not to stabilty/sdxl"):
+        open_run(runs, "first", base_model="stabilty/sdxl", revision=None)
 
 
 def test_a_pinned_run_opens_by_its_commit_or_by_what_was_asked_for_and_by_nothing_else(runs: Path) -> None:

@@ -553,6 +553,15 @@ def test_what_a_run_cannot_be_begun_with_is_said(tmp_path: Path, name: str, sent
     assert session.switched == []
 
 
+def test_a_run_on_another_model_is_opened_by_the_owner_alone(tmp_path: Path) -> None:
+    session, access = FakeSession(tmp_path), Access.of(Settings.read(None, host="0.0.0.0", auth="ann:open-sesame,bob:open-barley"))
+    panel, sent = runs.RunsPanel(session, access), SimpleNamespace(_data={"run": "other"})  # type: ignore[arg-type]
+    assert "the model is its owner's choice" in panel.open(request(password="bob:open-barley"), sent)["error"]
+    assert session.switched == []
+    assert "error" not in panel.open(request(password="ann:open-sesame"), sent)
+    assert session.switched == [("open", "other")]
+
+
 def test_what_is_filled_in_for_a_run_becomes_knobs(tmp_path: Path) -> None:
     session = FakeSession(tmp_path)
     panel = runs.RunsPanel(session, Access(everybody=True, several=False))  # type: ignore[arg-type]

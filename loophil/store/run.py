@@ -209,6 +209,8 @@ class Store(Records):
         with self._write():
             self._db.execute("INSERT INTO run VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING", (self.name, base_model, revision, now))
             self._db.execute("INSERT INTO versions (number, kind, created, sha256) VALUES (0, 'base', ?, '') ON CONFLICT DO NOTHING", (now,))
+            if not self._rows("SELECT 1 FROM groups UNION ALL SELECT 1 FROM versions WHERE number > 0 LIMIT 1"):  # nothing of any base yet
+                self._db.execute("UPDATE run SET base_model = ?, revision = ? WHERE base_model != ?", (base_model, revision, base_model))
             its = self._rows("SELECT base_model, revision FROM run")[0]
             if its["base_model"] != base_model or revision not in (its["revision"], self.noted(ASKED, its["revision"])):
                 mine, theirs = f"{base_model} (revision {revision})", f"{its['base_model']} (revision {its['revision']})"

@@ -11,6 +11,7 @@ from loophil.ui import parse
 from loophil.ui.access import Handlers
 from loophil.ui.events import Answer, answering, sent_with
 
+OWNERS = "On a public server the model is its owner's choice: it is given by --model when LoopHIL starts."
 LONGEST_LIST = 200_000  # characters of a list of prompts
 KNOBS = {"model": "model", "k": "draw.num_images_per_prompt", "size": "draw.size", "list": "draw.prompts", "rewards": "rewards"}
 
@@ -27,7 +28,10 @@ class RunsPanel(Handlers):
     def open(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Another run."""
         self.access.teacher(request)
-        self.runs.open(_run(sent_with(event), "run"))
+        name, own = _run(sent_with(event), "run"), self.session.settings.model
+        if not self.access.is_owner(request) and any(run.name == name and run.base_model != own for run in self.runs.all()):
+            raise InvalidInput(OWNERS)
+        self.runs.open(name)
         return self._changed(request)
 
     @answering
@@ -37,7 +41,7 @@ class RunsPanel(Handlers):
         sent = sent_with(event)
         changes, own = _changes(sent), self.session.settings.model
         if self.access.several and changes.get("model", own) != own:
-            raise InvalidInput("On a public server the model is its owner's choice: it is given by --model when LoopHIL starts.")
+            raise InvalidInput(OWNERS)
         self.runs.new(_run(sent, "run"), changes, _prompts(sent))
         return self._changed(request)
 
