@@ -170,7 +170,7 @@ class Memory(Section):
 
 
 class Settings(BaseSettings):
-    """All knobs. `Settings.read(argv)` is the way in; it raises ConfigError with every fault in one message."""
+    """Rate pictures, and a text-to-image model learns your taste, live. Each flag is also a variable: LOOPHIL_LEARN__BETA for --learn.beta."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, env_nested_delimiter="__")
 
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, argv: list[str] | None = None, **given: Any) -> "Settings":
-        """Settings from flags (None = no flags), then the environment. `--help` prints the knobs and exits."""
+        """The way in: from flags (None = no flags), then the environment; ConfigError has every fault. `--help` prints the knobs and exits."""
         faults = _unknown_variables(cls)
         try:
             if argv is None:

@@ -30,6 +30,7 @@ from loophil.sampler import Sampler
 from loophil.scheduler import DDIM, schedule_of
 from loophil.trainer import Trainer
 from loophil.types import Drawing, DrawSettings, Group, ImageRef, Lesson, UpdateStats
+from loophil.ui.export import HOW_TO_LOAD
 from tests.test_trainer import finish
 from tests.tiny import tiny_flux, tiny_lcm, tiny_pipeline, tiny_sd3, tiny_sdxl, tiny_unet
 
@@ -275,6 +276,18 @@ def test_the_whole_way_ends_in_files_that_draw_the_same_pictures(kind: Kind, tmp
         loaded["kohya"].load_lora_weights(export(adapter, "kohya", tmp_path))
     for format in ("diffusers", "peft", "kohya")[: 2 + kind.kohya]:
         np.testing.assert_allclose(kind.stock(loaded[format], **ARRAYS), arrays(tuned), rtol=0, atol=1 / 255, err_msg=format)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft"])
+def test_the_program_that_the_export_tab_shows_draws(format: str, tmp_path: Path) -> None:
+    """Of a base whose text encoder is kept in half precision, too, as the embedded one's is."""
+    pipeline = tiny_pipeline()
+    pipeline.text_encoder.half()
+    pipeline.save_pretrained(tmp_path / "base")
+    folder = unzipped(export(adapter_of(Policy(tiny_pipeline(), LORA)), format, tmp_path))
+    names: dict[str, Any] = {}
+    exec(HOW_TO_LOAD[format].format(file="", name=folder, model=tmp_path / "base"), names)
+    assert names["pipe"]("a red circle", num_inference_steps=1).images[0].size == (16, 16)
 
 
 @each_family

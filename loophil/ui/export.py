@@ -19,16 +19,18 @@ from loophil.ui.contracts import for_download
 from loophil.ui.events import Answer, answering, reporting, sent_with
 
 HOW_TO_LOAD = {
-    "diffusers": """# unpack {file} first
+    "diffusers": """# unzip {file} -d {name}
+import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{model}")
+pipe = DiffusionPipeline.from_pretrained("{model}", dtype=torch.float32)
 pipe.load_lora_weights("{name}")""",
-    "peft": """# unpack {file} first
+    "peft": """# unzip {file} -d {name}
+import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 
-pipe = DiffusionPipeline.from_pretrained("{model}")
+pipe = DiffusionPipeline.from_pretrained("{model}", dtype=torch.float32)
 tuned = "unet" if hasattr(pipe, "unet") else "transformer"
 setattr(pipe, tuned, PeftModel.from_pretrained(getattr(pipe, tuned), "{name}"))""",
     "kohya": """ComfyUI: copy {file} to models/loras, put a Load LoRA node behind the checkpoint.
