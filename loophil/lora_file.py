@@ -57,12 +57,18 @@ PLAIN: dict[str, Any] = {
     "fan_in_fan_out": False,
     "alpha_pattern": {},
     "rank_pattern": {},
-    "modules_to_save": None,
+    "modules_to_save": [],
     "layer_replication": None,
-    "target_parameters": None,
+    "target_parameters": [],
     "trainable_token_indices": None,
+    "use_qalora": False,
+    "use_bdlora": False,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
-REBASING = ("pissa", "olora", "loftq", "corda")  # ways to start a LoRA that change the base beneath it
+REBASING = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways to start a LoRA that change the base beneath it
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,12 @@ def test_half_precision_becomes_float32_to_the_last_bit(dtype: str, kind: str, t
     taken(tmp_path / "half.safetensors")
 
 
+@pytest.mark.parametrize("config", [{"target_parameters": []}, {"use_bdlora": None, "kasa_config": None}, {"init_lora_weights": "mica"}])
+def test_a_config_that_says_nothing_more_is_taken(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(diffusers(**config))
+    assert taken(tmp_path / "a.safetensors").alpha == 6
+
+
 def test_a_convolution_s_lora_keeps_its_shape(tmp_path: Path) -> None:
     (tmp_path / "conv.safetensors").write_bytes(
         save({"unet.conv1.lora_A.weight": np.ones((3, 4, 3, 3), np.float32), "unet.conv1.lora_B.weight": np.ones((5, 3, 1, 1), np.float32)})
@@ -259,6 +265,13 @@ BAD: dict[str, tuple[bytes, str]] = {
     "rank-stabilised": (diffusers(use_rslora=True), "says use_rslora True"),
     "ranks of its own": (diffusers(rank_pattern={"x": 2}), "says rank_pattern"),
     "endless rank": (diffusers(r=["x" * 100] * 30_000), r"says rank \['xxx.*'\], and its weights have 3"),
+    "LoRA-GA": (diffusers(init_lora_weights="lora_ga"), "belongs to a base that was changed for it"),
+    "QALoRA": (diffusers(use_qalora=True), "says use_qalora True"),
+    "aLoRA": (diffusers(alora_invocation_tokens=[1, 2]), r"says alora_invocation_tokens \[1, 2\]"),
+    "BD-LoRA": (diffusers(use_bdlora={"nblocks": 1}), "says use_bdlora {'nblocks': 1}"),
+    "KaSA": (diffusers(kasa_config={"beta": 1}), "says kasa_config {'beta': 1}"),
+    "Monte Carlo": (diffusers(monteclora_config={}), "says monteclora_config {}"),
+    "Arrow": (diffusers(arrow_config={"top_k": 3}), "says arrow_config {'top_k': 3}"),
     "parameters": (diffusers(target_parameters=["x.weight"]), r"says target_parameters \['x.weight'\]"),
     "PiSSA": (diffusers(init_lora_weights="pissa_niter_4"), "belongs to a base that was changed for it"),
     "peft without its config": (save(PEFT), "adapter_config.json is missing"),
