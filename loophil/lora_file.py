@@ -12,27 +12,21 @@ import hashlib
 import json
 import math
 import re
-import stat
-import zipfile
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loophil.errors import ConfigError
 from loophil.kohya import Array, apart, is_flux
+from loophil.lora_source import CONFIG, MOST_BYTES, MOST_HEADER, Refused, quoted, read_source
 
-MOST_BYTES, MOST_HEADER, MOST_TENSORS, MOST_ENTRIES = 512 << 20, 4 << 20, 4000, 1000
-MOST_PACKED = 50  # times that an entry of a zip may grow; weights hardly shrink at all
+MOST_TENSORS, MOST_NAME, MOST_DIMENSIONS = 4000, 500, 4
 LARGEST = 1e4  # of a weight that anybody has trained
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-KNOWN = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers' and peft's own names
-CONFIG = "adapter_config.json"
 
 HALVES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B", "lora.down": "A", "lora.up": "B"}
 PEFT = re.compile(r"(?P<prefix>base_model\.model\.|unet\.|transformer\.)(?P<module>[\w.]+)\.(?P<half>lora_A|lora_B)\.weight")
@@ -63,12 +57,18 @@ PLAIN: dict[str, Any] = {
     "fan_in_fan_out": False,
     "alpha_pattern": {},
     "rank_pattern": {},
-    "modules_to_save": None,
+    "modules_to_save": [],
     "layer_replication": None,
-    "target_parameters": None,
+    "target_parameters": [],
     "trainable_token_indices": None,
+    "use_qalora": False,
+    "use_bdlora": False,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
-REBASING = ("pissa", "olora", "loftq", "corda")  # ways to start a LoRA that change the base beneath it
+REBASING = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways to start a LoRA that change the base beneath it
 
 
 @dataclass(frozen=True)
@@ -94,92 +94,14 @@ class LoraFile:
 def read_lora(path: Path) -> LoraFile:
     """The LoRA of a .safetensors file, or of a folder or a zip that holds one; ConfigError says what is wrong with it."""
     try:
-        raw, config = _open(path)
+        raw, config = read_source(path)
         return _Reader(raw, config).lora(path.name)
-    except _Refused as fault:
+    except Refused as fault:
         raise ConfigError(f"The LoRA {path} cannot be used: {fault}") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:  # whatever else somebody thinks of
+        raise ConfigError(f"The LoRA {path} cannot be used: it is malformed ({type(error).__name__}).") from error
     except OSError as error:
         raise ConfigError(f"The LoRA {path} cannot be read ({error.strerror or error}): give a file that is there by --lora FILE.") from error
-
-
-class _Refused(Exception):
-    """What is wrong, to be said after the name of the file."""
-
-
-# ---- where it lies ----
-
-
-def _open(path: Path) -> tuple[bytes, bytes | None]:
-    """The bytes of the one .safetensors, and of the adapter_config.json beside it."""
-    if path.is_dir():
-        path = path / _only([file.name for file in path.iterdir() if file.is_file()])
-    if not path.exists():
-        raise _Refused("it is not there. Give a file that is by --lora FILE.")
-    if not path.is_file():
-        raise _Refused("it is neither a file nor a folder.")
-    with path.open("rb") as file:
-        magic = file.read(9)
-    if magic.startswith(b"PK\x03\x04"):
-        return _unzip(path)
-    if path.suffix.lower() in PICKLES or (magic[:1] == b"\x80" and magic[8:] != b"{"):
-        raise _Refused(_pickle(path.name))
-    beside = path.with_name(CONFIG)
-    return _bounded(path, MOST_BYTES), _bounded(beside, MOST_HEADER) if beside.is_file() else None
-
-
-def _bounded(path: Path, most: int) -> bytes:
-    size = path.stat().st_size
-    if size > most:
-        raise _Refused(f"{path.name} is larger than {most >> 20} MB, which no LoRA is.")
-    with path.open("rb") as file:
-        return file.read(size)
-
-
-def _pickle(name: str) -> str:
-    return f"{name} is a pickle, which can run programs: save it as .safetensors."
-
-
-def _only(names: Sequence[str]) -> str:
-    """The one .safetensors among them."""
-    found = [name for name in names if name.endswith(".safetensors")]
-    found = [name for name in found if PurePosixPath(name).name in KNOWN] if len(found) > 1 else found
-    if len(found) == 1:
-        return found[0]
-    if found or any(name.endswith(".safetensors") for name in names):
-        raise _Refused("it holds several .safetensors files: name the one that is meant.")
-    pickles = [name for name in names if name.lower().endswith(PICKLES)]
-    raise _Refused(_pickle(pickles[0]) if pickles else "it holds no .safetensors file.")
-
-
-def _unzip(path: Path) -> tuple[bytes, bytes | None]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if len(entries) > MOST_ENTRIES:
-                raise _Refused(f"it holds {len(entries)} files, more than {MOST_ENTRIES}.")
-            for entry in entries:
-                _check_entry(entry)
-            names = [entry.filename for entry in entries]
-            if len(names) != len(set(names)):
-                raise _Refused("it holds two files of one name.")
-            chosen = _only([name for name in names if not name.endswith("/")])
-            beside = str(PurePosixPath(chosen).with_name(CONFIG))
-            return archive.read(chosen), archive.read(beside) if beside in names else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
-        raise _Refused(f"it is a damaged zip ({error}).") from None
-
-
-def _check_entry(entry: zipfile.ZipInfo) -> None:
-    """Nothing is unpacked to the disk; an entry that means to leave the folder is still no LoRA's."""
-    name = entry.filename
-    if name.startswith(("/", "\\")) or "\\" in entry.orig_filename or ":" in name or ".." in PurePosixPath(name).parts:
-        raise _Refused(f"the zip's entry {name!r} leads out of its folder.")
-    if entry.flag_bits & 1:
-        raise _Refused(f"the zip's entry {name!r} is encrypted.")
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        raise _Refused(f"the zip's entry {name!r} is a link.")
-    if entry.file_size > MOST_BYTES or entry.file_size > MOST_PACKED * max(entry.compress_size, 1 << 20):
-        raise _Refused(f"the zip's entry {name!r} grows to {entry.file_size:,} bytes, which no LoRA does.")
 
 
 # ---- what it says ----
@@ -200,18 +122,18 @@ class _Reader:
         self.raw, self.config = raw, config
         length = int.from_bytes(raw[:8], "little")
         if len(raw) < 16 or raw[8:9] != b"{":
-            raise _Refused("it is not a .safetensors file.")
+            raise Refused("it is not a .safetensors file.")
         if length > MOST_HEADER or 8 + length > len(raw):
-            raise _Refused(f"its header of {length:,} bytes is too long, or the file was cut off.")
+            raise Refused(f"its header of {length:,} bytes is too long, or the file was cut off.")
         self.begin = 8 + length
         header = _json(raw[8 : self.begin], "its header")
         self.metadata = header.pop("__metadata__", {})
         if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
-            raise _Refused("the metadata in its header are not text.")
+            raise Refused("the metadata in its header are not text.")
         if not header:
-            raise _Refused("it holds no weights.")
+            raise Refused("it holds no weights.")
         if len(header) > MOST_TENSORS:
-            raise _Refused(f"it holds {len(header)} tensors, more than {MOST_TENSORS}.")
+            raise Refused(f"it holds {len(header)} tensors, more than {MOST_TENSORS}.")
         self.tensors = {name: _tensor(name, said) for name, said in header.items()}
         self._check_layout()
 
@@ -220,26 +142,27 @@ class _Reader:
         at = 0
         for tensor in sorted(self.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
             if tensor.begin != at:
-                raise _Refused("its header does not describe its data: tensors overlap, or leave a gap.")
+                raise Refused("its header does not describe its data: tensors overlap, or leave a gap.")
             at = tensor.end
         if at != len(self.raw) - self.begin:
-            raise _Refused("its header does not describe its data: the file was cut off, or something was added.")
+            raise Refused("its header does not describe its data: the file was cut off, or something was added.")
 
     def lora(self, name: str) -> LoraFile:
         parsed = {key: _parse(key) for key in self.tensors}
         prefixes = {prefix for prefix, _, half in parsed.values() if half}
         if len(prefixes) != 1:
-            raise _Refused(f"it mixes keys of several kinds: {', '.join(repr(prefix) for prefix in sorted(prefixes)) or 'alphas alone'}.")
+            raise Refused(f"it mixes keys of several kinds: {', '.join(repr(prefix) for prefix in sorted(prefixes)) or 'alphas alone'}.")
         prefix = prefixes.pop()
         names = {key: f"{module}.lora_{half}.weight" for key, (_, module, half) in parsed.items() if half}
         if len(set(names.values())) != len(names):
-            raise _Refused("it holds one weight under two names.")
+            raise Refused("it holds one weight under two names.")
         _check_halves(names.values())
+        _check_shapes({names[key]: self.tensors[key].shape for key in names})
         weights = {names[key]: self._values(key) for key in names}
         alphas = {module: self._scalar(key) for key, (_, module, half) in parsed.items() if not half}
         modules = {key.partition(".lora_")[0] for key in weights}
         if alphas and set(alphas) != modules:
-            raise _Refused("some of its modules have an alpha, and others none.")
+            raise Refused("some of its modules have an alpha, and others none.")
         if flux := prefix == "lora_unet_" and is_flux(modules):
             weights, alphas = apart(weights, alphas)
         rank = _rank({key: array.shape for key, array in weights.items()})
@@ -262,78 +185,88 @@ class _Reader:
             flat = (flat.astype(np.uint32) << 16).view(np.float32)
         values = flat.astype(np.float32).reshape(tensor.shape)
         if not (np.abs(values) <= LARGEST).all():
-            raise _Refused(f"{key!r} is not finite, or larger than {LARGEST:g}.")
+            raise Refused(f"{quoted(key)} is not finite, or larger than {LARGEST:g}.")
         return values
 
     def _scalar(self, key: str) -> float:
         """An alpha among the tensors."""
         if math.prod(self.tensors[key].shape) != 1:
-            raise _Refused("an alpha in it is no number.")
-        return float(self._values(key).item())
+            raise Refused("an alpha in it is no number.")
+        return _number(self._values(key).item())
 
     def _alpha(self, rank: int, prefix: str, alphas: set[float]) -> float | None:
         """What the LoRA says of its alpha, in its tensors or its config; None = nothing."""
         config = self._config(prefix)
         for field, plain in PLAIN.items():
             if config.get(field, plain) not in (plain, None):
-                raise _Refused(f"its config says {field} {config[field]!r}, and LoopHIL tunes plain LoRAs of one rank and alpha.")
+                raise Refused(f"its config says {field} {quoted(config[field])}, and LoopHIL tunes plain LoRAs of one rank and alpha.")
         if str(config.get("init_lora_weights", "")).lower().startswith(REBASING):
-            raise _Refused(f"its config says init_lora_weights {config['init_lora_weights']!r}: it belongs to a base that was changed for it.")
+            raise Refused(f"its config says init_lora_weights {quoted(config['init_lora_weights'])}: it belongs to a base that was changed for it.")
         if config.get("r", rank) != rank:
-            raise _Refused(f"its config says rank {config['r']!r}, and its weights have {rank}.")
+            raise Refused(f"its config says rank {quoted(config['r'])}, and its weights have {rank}.")
         said = alphas | ({_number(config["lora_alpha"])} if "lora_alpha" in config else set())
         if len(said) > 1:
-            raise _Refused(f"it says several alphas: {', '.join(f'{alpha:g}' for alpha in sorted(said))}.")
-        if any(not 0 < alpha <= LARGEST for alpha in said):
-            raise _Refused(f"its alpha is {said.pop():g}.")
+            raise Refused(f"it says several alphas: {_some(said)}.")
         return said.pop() if said else None
 
     def _config(self, prefix: str) -> dict[str, Any]:
         """The LoraConfig: beside peft's weights, in the header of diffusers'."""
         if prefix == "base_model.model.":
             if self.config is None:
-                raise _Refused(f"{CONFIG} is missing, without which nobody knows peft's alpha: keep the two files together.")
+                raise Refused(f"{CONFIG} is missing, without which nobody knows peft's alpha: keep the two files together.")
             return _json(self.config, CONFIG)
         if "lora_adapter_metadata" not in self.metadata or prefix not in ("unet.", "transformer."):
             return {}
-        config = _json(self.metadata["lora_adapter_metadata"].encode(), "lora_adapter_metadata in its header")
+        config = _json(self.metadata["lora_adapter_metadata"], "lora_adapter_metadata in its header")
         return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
 
 
 def _number(said: Any) -> float:
     if isinstance(said, bool) or not isinstance(said, int | float):
-        raise _Refused(f"its alpha is {said!r}, which is no number.")
+        raise Refused(f"its alpha is {quoted(said)}, which is no number.")
+    if not 0 < said <= LARGEST:
+        raise Refused(f"its alpha is {quoted(said)}.")
     return float(said)
 
 
-def _json(text: bytes, what: str) -> dict[str, Any]:
+def _some(numbers: Iterable[float]) -> str:
+    """Ten of them at most, in order."""
+    first, more = sorted(numbers)[:10], len(set(numbers)) - 10
+    return ", ".join(f"{number:g}" for number in first) + (f" and {more} more" if more > 0 else "")
+
+
+def _json(text: bytes | str, what: str) -> dict[str, Any]:
     """An object without a name twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise _Refused(f"{what} says one name twice.")
+            raise Refused(f"{what} says one name twice.")
         return found
 
     try:
         found = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError):
-        raise _Refused(f"{what} is not JSON.") from None
+        raise Refused(f"{what} is not JSON.") from None
     if not isinstance(found, dict):
-        raise _Refused(f"{what} is not a JSON object.")
+        raise Refused(f"{what} is not a JSON object.")
     return found
 
 
 def _tensor(name: str, said: Any) -> _Tensor:
     """One entry of a header."""
+    if len(name) > MOST_NAME:
+        raise Refused(f"its header has a name of {len(name)} characters, and no layer's is longer than {MOST_NAME}.")
     said = said if isinstance(said, dict) else {}
     dtype, shape, offsets = said.get("dtype"), said.get("shape"), said.get("data_offsets")
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
-        raise _Refused(f"its header does not describe {name!r}.")
-    if dtype not in SIZES:
-        raise _Refused(f"{name!r} is of type {dtype!r}, and a LoRA is of {', '.join(SIZES)}.")
+        raise Refused(f"its header does not describe {quoted(name)}.")
+    if len(shape) > MOST_DIMENSIONS:
+        raise Refused(f"{quoted(name)} has {len(shape)} dimensions, and no layer's LoRA has more than {MOST_DIMENSIONS}.")
+    if not isinstance(dtype, str) or dtype not in SIZES:
+        raise Refused(f"{quoted(name)} is of type {quoted(dtype)}, and a LoRA is of {', '.join(SIZES)}.")
     if offsets[1] - offsets[0] != SIZES[dtype] * math.prod(shape):
-        raise _Refused(f"its header does not describe {name!r}: shape {shape} takes another number of bytes.")
+        raise Refused(f"its header does not describe {quoted(name)}: shape {shape} takes another number of bytes.")
     return _Tensor(dtype, tuple(shape), *offsets)
 
 
@@ -344,10 +277,10 @@ def _counts(numbers: Any) -> bool:
 def _parse(key: str) -> tuple[str, str, str]:
     """(prefix, module, "A" or "B", "" = it is an alpha) of a key in any of the formats."""
     if TEXT_ENCODER.match(key):
-        raise _Refused(f"{key!r} is of a text encoder, which LoopHIL does not tune: save the LoRA of the UNet or transformer alone.")
+        raise Refused(f"{quoted(key)} is of a text encoder, which LoopHIL does not tune: save the LoRA of the UNet or transformer alone.")
     for mark, method in OTHER_METHODS.items():
         if re.search(mark, key):
-            raise _Refused(f"{key!r} is of {method}, and LoopHIL tunes plain LoRAs alone.")
+            raise Refused(f"{quoted(key)} is of {method}, and LoopHIL tunes plain LoRAs alone.")
     if match := PROCESSOR.fullmatch(key):
         name = "to_out.0" if match["name"] == "to_out" else match["name"]
         return match["prefix"], f"{match['block']}.{name}", HALVES[f"lora.{match['half']}"]
@@ -355,7 +288,7 @@ def _parse(key: str) -> tuple[str, str, str]:
         return match["prefix"], match["module"], HALVES[match["half"]]
     if match := ALPHA.fullmatch(key):
         return match["prefix"], match["module"], ""
-    raise _Refused(f"{key!r} is not a LoRA's key in diffusers', peft's or kohya's format.")
+    raise Refused(f"{quoted(key)} is not a LoRA's key in diffusers', peft's or kohya's format.")
 
 
 def _check_halves(names: Collection[str]) -> None:
@@ -363,7 +296,14 @@ def _check_halves(names: Collection[str]) -> None:
     for name in names:
         half = name.removesuffix(".weight")[-1]
         if name.replace(f".lora_{half}.weight", f".lora_{'B' if half == 'A' else 'A'}.weight") not in names:
-            raise _Refused(f"{name!r} has no other half.")
+            raise Refused(f"{quoted(name)} has no other half.")
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Every half is of a linear layer or a convolution."""
+    for key, shape in shapes.items():
+        if len(shape) not in (2, 4) or 0 in shape:
+            raise Refused(f"{quoted(key)} has the shape {shape}, and no layer's LoRA has.")
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -371,9 +311,7 @@ def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
     ranks = set()
     for key, shape in shapes.items():
         half = key.removesuffix(".weight")[-1]
-        if len(shape) not in (2, 4) or 0 in shape:
-            raise _Refused(f"{key!r} has the shape {shape}, and no layer's LoRA has.")
         ranks.add(shape[0 if half == "A" else 1])
     if len(ranks) != 1:
-        raise _Refused(f"its modules have different ranks ({', '.join(str(rank) for rank in sorted(ranks))}), and LoopHIL's have one.")
+        raise Refused(f"its modules have different ranks ({_some(ranks)}), and LoopHIL's have one.")
     return ranks.pop()

@@ -68,6 +68,7 @@ STOREYS = {
     "loophil.lora_file": 0,
     "loophil.process": 0,
     "loophil.kohya": -1,
+    "loophil.lora_source": -1,
     "loophil.errors": 0,
     "loophil": 0,
 }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from loophil import lora_file
+from loophil import lora_file, lora_source
 from loophil.errors import ConfigError
 from loophil.lora_file import read_lora
 
@@ -27,6 +27,7 @@ BARE = {"lora_A.weight": A, "lora_B.weight": B}
 DIFFUSERS = {f"unet.{MODULE}.{end}": value for end, value in BARE.items()}
 PEFT = {f"base_model.model.{MODULE}.{end}": value for end, value in BARE.items()}
 FLAT = f"lora_unet_{MODULE.replace('.', '_')}"
+FUSED = "lora_unet_double_blocks_0_img_attn_qkv"  # three layers of FLUX in one
 KOHYA: dict[str, Any] = {f"{FLAT}.lora_down.weight": A, f"{FLAT}.lora_up.weight": B, f"{FLAT}.alpha": ALPHA}
 CONFIG = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q"]}
 
@@ -45,6 +46,27 @@ def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
 
 def entry(shape: list[Any], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def flux(a: tuple[int, ...], b: tuple[int, ...]) -> bytes:
+    """A fused layer of FLUX in kohya's format, of these shapes."""
+    return save({f"{FUSED}.lora_down.weight": np.ones(a, np.float32), f"{FUSED}.lora_up.weight": np.ones(b, np.float32)})
+
+
+def of_every_rank(count: int) -> tuple[dict[str, Any], bytes]:
+    """As many modules, of rank 1, 2, ..: a header and its data, F16."""
+    header, at = {}, 0
+    for rank in range(1, count + 1):
+        for half, shape in (("A", [rank, 1]), ("B", [1, rank])):
+            header[f"unet.x{rank}.lora_{half}.weight"] = entry(shape, at, at + 2 * rank, "F16")
+            at += 2 * rank
+    return header, bytes(at)
+
+
+def with_alphas(count: int) -> dict[str, Any]:
+    """As many modules, of alpha 1, 2, ..."""
+    ends = {"lora_down.weight": A, "lora_up.weight": B}
+    return {f"lora_unet_x{i}.{end}": value for i in range(1, count + 1) for end, value in (ends | {"alpha": np.array(i, np.float32)}).items()}
 
 
 def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED, mode: int = 0o644) -> bytes:
@@ -141,6 +163,12 @@ def test_half_precision_becomes_float32_to_the_last_bit(dtype: str, kind: str, t
     taken(tmp_path / "half.safetensors")
 
 
+@pytest.mark.parametrize("config", [{"target_parameters": []}, {"use_bdlora": None, "kasa_config": None}, {"init_lora_weights": "mica"}])
+def test_a_config_that_says_nothing_more_is_taken(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(diffusers(**config))
+    assert taken(tmp_path / "a.safetensors").alpha == 6
+
+
 def test_a_convolution_s_lora_keeps_its_shape(tmp_path: Path) -> None:
     (tmp_path / "conv.safetensors").write_bytes(
         save({"unet.conv1.lora_A.weight": np.ones((3, 4, 3, 3), np.float32), "unet.conv1.lora_B.weight": np.ones((5, 3, 1, 1), np.float32)})
@@ -152,6 +180,7 @@ def test_a_convolution_s_lora_keeps_its_shape(tmp_path: Path) -> None:
 # ---- what is refused ----
 
 ONE = {"unet.x.lora_A.weight": entry([1, 1], 0, 4), "unet.x.lora_B.weight": entry([1, 1], 4, 8)}
+ENTRY = ONE["unet.x.lora_A.weight"]
 EIGHT = bytes(8)
 PICKLE = b"\x80\x02}q\x00."
 BAD: dict[str, tuple[bytes, str]] = {
@@ -183,6 +212,13 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut off in the data": (raw(ONE, bytes(6)), "cut off, or something was added"),
     "something behind": (raw(ONE, EIGHT + PICKLE), "cut off, or something was added"),
     "whole numbers": (raw({**ONE, "unet.x.lora_A.weight": entry([1, 1], 0, 4, "I32")}, EIGHT), "of type 'I32', and a LoRA is of F32, F16, BF16"),
+    "type that is a list": (raw({**ONE, "unet.x.lora_A.weight": {**ENTRY, "dtype": []}}, EIGHT), r"of type \[\], and a LoRA is of F32"),
+    "type that is an object": (raw({**ONE, "unet.x.lora_A.weight": {**ENTRY, "dtype": {}}}, EIGHT), "of type {}, and a LoRA is of F32"),
+    "endless type": (raw({**ONE, "unet.x.lora_A.weight": entry([1, 1], 0, 4, "x" * 3_900_000)}, EIGHT), "of type 'xxx.*xxx', and a LoRA is of F32"),
+    "65 dimensions": (raw({**ONE, "unet.x.lora_A.weight": entry([1] * 65, 0, 4)}, EIGHT), "has 65 dimensions, and no layer's LoRA has more than 4"),
+    "345,000 dimensions": (raw({**ONE, "unet.x.lora_A.weight": entry([1 << 29] * 345_000, 0, 4)}, EIGHT), "has 345000 dimensions"),
+    "endless name": (raw({**ONE, "x" * 3_900_000: ENTRY}, EIGHT), "a name of 3900000 characters"),
+    "metadata beyond Unicode": (raw({"__metadata__": {"lora_adapter_metadata": "\ud800"}, **ONE}, EIGHT), "lora_adapter_metadata .* is not JSON"),
     "float64": (save({key: value.astype(np.float64) for key, value in DIFFUSERS.items()}), "of type 'F64'"),
     # the names
     "a whole model": (save({"model.diffusion_model.input_blocks.0.0.weight": A}), "is not a LoRA's key"),
@@ -203,6 +239,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "half of a pair": (save({f"unet.{MODULE}.lora_A.weight": A}), "has no other half"),
     "a vector": (save({**DIFFUSERS, f"unet.{MODULE}.lora_A.weight": A[0]}), r"has the shape \(4,\)"),
     "nothing wide": (save({**DIFFUSERS, f"unet.{MODULE}.lora_A.weight": A[:, :0]}), r"has the shape \(3, 0\)"),
+    "a vector of FLUX": (flux((4,), (12, 4)), r"has the shape \(4,\)"),
+    "a number of FLUX": (flux((4, 4), ()), r"has the shape \(\), and no layer's LoRA has"),
+    "nothing wide of FLUX": (flux((4, 0), (0, 4)), r"has the shape \(4, 0\)"),
+    "4,000 ranks": (raw(*of_every_rank(2000)), r"different ranks \(1, 2, 3, .* more\)"),
     "two ranks": (save({**DIFFUSERS, "unet.x.lora_A.weight": A[:2], "unet.x.lora_B.weight": B[:, :2]}), r"different ranks \(2, 3\)"),
     "halves of two ranks": (save({**DIFFUSERS, f"unet.{MODULE}.lora_B.weight": B[:, :2]}), r"different ranks \(2, 3\)"),
     "not a number": (save({**DIFFUSERS, f"unet.{MODULE}.lora_B.weight": np.where(B == 1, np.nan, B)}), "is not finite, or larger than 10000"),
@@ -219,9 +259,20 @@ BAD: dict[str, tuple[bytes, str]] = {
     "alpha 0": (save({**KOHYA, f"{FLAT}.alpha": np.array(0, np.float32)}), "its alpha is 0"),
     "alpha that is text": (diffusers(lora_alpha="6"), "its alpha is '6', which is no number"),
     "alpha that is not a number": (diffusers(lora_alpha=float("nan")), "its alpha is nan"),
+    "alpha beyond floats": (diffusers(lora_alpha=10**400), r"its alpha is 1000.*000\."),
+    "500 alphas": (save(with_alphas(500)), r"several alphas: 1, 2, 3, .* more\."),
     "another rank": (diffusers(r=4), "says rank 4, and its weights have 3"),
     "rank-stabilised": (diffusers(use_rslora=True), "says use_rslora True"),
     "ranks of its own": (diffusers(rank_pattern={"x": 2}), "says rank_pattern"),
+    "endless rank": (diffusers(r=["x" * 100] * 30_000), r"says rank \['xxx.*'\], and its weights have 3"),
+    "LoRA-GA": (diffusers(init_lora_weights="lora_ga"), "belongs to a base that was changed for it"),
+    "QALoRA": (diffusers(use_qalora=True), "says use_qalora True"),
+    "aLoRA": (diffusers(alora_invocation_tokens=[1, 2]), r"says alora_invocation_tokens \[1, 2\]"),
+    "BD-LoRA": (diffusers(use_bdlora={"nblocks": 1}), "says use_bdlora {'nblocks': 1}"),
+    "KaSA": (diffusers(kasa_config={"beta": 1}), "says kasa_config {'beta': 1}"),
+    "Monte Carlo": (diffusers(monteclora_config={}), "says monteclora_config {}"),
+    "Arrow": (diffusers(arrow_config={"top_k": 3}), "says arrow_config {'top_k': 3}"),
+    "parameters": (diffusers(target_parameters=["x.weight"]), r"says target_parameters \['x.weight'\]"),
     "PiSSA": (diffusers(init_lora_weights="pissa_niter_4"), "belongs to a base that was changed for it"),
     "peft without its config": (save(PEFT), "adapter_config.json is missing"),
     "config that is a list": (save(DIFFUSERS, {"lora_adapter_metadata": "[]"}), "is not a JSON object"),
@@ -237,6 +288,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     "Windows way out": (zipped({"..\\a.safetensors": diffusers()}), "leads out of its folder"),
     "link": (zipped({"a.safetensors": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777), "is a link"),
     "bomb": (zipped({"a.safetensors": bytes(60 << 20)}, zipfile.ZIP_DEFLATED), "grows to 62,914,560 bytes"),
+    "bzip2": (zipped({"a.safetensors": diffusers()}, zipfile.ZIP_BZIP2), "'a.safetensors' is not packed as zips usually are"),
+    "LZMA": (zipped({"a.safetensors": diffusers()}, zipfile.ZIP_LZMA), "'a.safetensors' is not packed as zips usually are"),
+    "endless entry": (zipped({"../" + "x" * 60_000: b""}), r"'\.\./xxx.*xxx' leads out of its folder"),
+    "endless pickle": (zipped({"x" * 60_000 + ".bin": b""}), "'xxx.*xxx.bin' is a pickle"),
+    "endless damage": (zipped({"x" * 60_000 + ".safetensors": b"x" * 99}).replace(b"x" * 60_000, b"y" * 60_000, 1), "is a damaged zip"),
+    "bomb beside": (
+        zipped({"adapter_model.safetensors": save(PEFT), "adapter_config.json": b'{"a":[' + b"{}," * (2 << 20) + b"1]}"}, zipfile.ZIP_DEFLATED),
+        "adapter_config.json' is larger than 4 MB",
+    ),
     "many files": (zipped({f"{i}.safetensors": b"" for i in range(1001)}), "holds 1001 files, more than 1000"),
 }
 
@@ -254,6 +314,7 @@ def test_what_is_no_lora_is_refused_in_one_sentence(content: bytes, sentence: st
     finally:
         tracemalloc.stop()
     assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 1000  # a sentence, whatever it quotes
     assert time.monotonic() - began < 10  # RELIABILITY F33's 2 s, with room for a machine that is busy and traced
     assert list(tmp_path.iterdir()) == [path]
 
@@ -270,18 +331,61 @@ def twice() -> bytes:
     return zipped({"a.safetensors": diffusers(), "b.safetensors": diffusers()}).replace(b"b.safetensors", b"a.safetensors")
 
 
-@pytest.mark.parametrize(("build", "sentence"), [(encrypted, "is encrypted"), (twice, "two files of one name")])
+def lying() -> bytes:
+    """400 MB of zeros in a zip whose directory says 1000 bytes: the size stands at 24 in it."""
+    buffer, entry = io.BytesIO(), zipfile.ZipInfo("a.safetensors")
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(buffer, "w") as archive, archive.open(entry, "w") as file:
+        for _ in range(100):
+            file.write(bytes(4 << 20))
+    content = bytearray(buffer.getvalue())
+    at = content.rindex(b"PK\x01\x02") + 24
+    content[at : at + 4] = struct.pack("<I", 1000)
+    return bytes(content)
+
+
+def growing() -> bytes:
+    """A small zip whose directory says that 400 MB are packed in it, and grow to as many: these sizes stand at 20 and 24 in it."""
+    content = bytearray(zipped({"a.safetensors": bytes(1000)}))
+    at = content.rindex(b"PK\x01\x02") + 20
+    content[at : at + 8] = struct.pack("<II", 400 << 20, 400 << 20)
+    return bytes(content)
+
+
+def crowded() -> bytes:
+    """A directory of 1.5 MB, all of nothing, that says it is of one file: the counts stand at 8 and 10 in its end."""
+    content = bytearray(zipped({f"{i:05}": b"" for i in range(30_000)}))
+    at = content.rindex(b"PK\x05\x06") + 8
+    content[at : at + 4] = struct.pack("<HH", 1, 1)
+    return bytes(content)
+
+
+BUILT = [
+    (encrypted, "is encrypted"),
+    (twice, "two files of one name"),
+    (lying, "is a damaged zip"),
+    (growing, "grows to 419,430,400 bytes"),
+    (crowded, "its directory is larger than 1 MB"),
+]
+
+
+@pytest.mark.parametrize(("build", "sentence"), BUILT)
 def test_zips_that_no_writer_of_loras_makes_are_refused(build: Callable[[], bytes], sentence: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(build())
-    with pytest.raises(ConfigError, match=sentence):
-        read_lora(tmp_path / "a.zip")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=sentence):
+            read_lora(tmp_path / "a.zip")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
         ({}, "holds no .safetensors file"),
-        ({"pytorch_lora_weights.bin": PICKLE}, "pytorch_lora_weights.bin is a pickle"),
+        ({"pytorch_lora_weights.bin": PICKLE}, "pytorch_lora_weights.bin' is a pickle"),
         ({"a.safetensors": b"", "b.safetensors": b""}, "several .safetensors files"),
         ({"adapter_model.safetensors": save(PEFT), "adapter_config.json": b"{}" * 2}, "adapter_config.json is not JSON"),
         ({"adapter_model.safetensors": save(PEFT), "adapter_config.json": b'{"peft_type": "LOHA"}'}, "says peft_type 'LOHA'"),
@@ -294,10 +398,24 @@ def test_a_folder_without_one_lora_is_refused(files: dict[str, bytes], sentence:
 
 
 def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_file, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(lora_source, "MOST_BYTES", 1 << 20)
     (tmp_path / "large.safetensors").write_bytes(bytes(3 << 20))
-    with pytest.raises(ConfigError, match="is larger than 1 MB, which no LoRA is"):
-        read_lora(tmp_path / "large.safetensors")
+    (tmp_path / "large.zip").write_bytes(zipped({"a.safetensors": diffusers(), "b": bytes(1 << 20), "c": bytes(1 << 20)}))
+    for name in ("large.safetensors", "large.zip"):
+        with pytest.raises(ConfigError, match=rf"{name} is larger than 1 MB, which no LoRA is"):
+            read_lora(tmp_path / name)
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, OverflowError, IndexError, KeyError, UnicodeError, RecursionError])
+def test_what_nobody_thought_of_is_refused_in_a_sentence_too(error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: Any) -> None:
+        raise error("x" * 4000)
+
+    (tmp_path / "a.safetensors").write_bytes(diffusers())
+    monkeypatch.setattr(lora_file, "_rank", stumble)
+    with pytest.raises(ConfigError, match=rf"a\.safetensors cannot be used: it is malformed \({error.__name__}\)") as told:
+        read_lora(tmp_path / "a.safetensors")
+    assert isinstance(told.value.__cause__, error)
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "deeper/none.safetensors"])
