@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -72,7 +73,8 @@ class Loop:
         self._seen = self._rest_until = -math.inf
         self._troubles = Troubles(store.recovered)
         version = store.current_version()
-        running: dict[str, Any] = {"run": store.name, "model": settings.model, "device": settings.device, "worker": LOADING}
+        model = Path(settings.model).name if Path(settings.model).exists() else settings.model  # strangers see it: no folders of anybody's
+        running: dict[str, Any] = {"run": store.name, "model": model, "device": settings.device, "worker": LOADING}
         self.status = Status(**running, policy_version=version.number, version_created=version.created)
         self.worker = Worker(self, threaded=settings.loop.threaded)
 

@@ -235,7 +235,7 @@ class FakeEngine:
 
 def fake_settings(runs: Path, *, threaded: bool = True, **changes: Any) -> Settings:
     """`changes`: knobs of any section by their own name."""
-    settings = Settings(runs=runs, rewards=changes.pop("rewards", {}), seed=changes.pop("seed", 0))
+    settings = Settings(runs=runs, **{name: changes.pop(name) for name in ("rewards", "seed", "model") if name in changes})
     sections = {}
     for name in ("draw", "learn", "loop"):
         section = getattr(settings, name)

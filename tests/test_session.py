@@ -225,6 +225,14 @@ def test_settings_that_would_teach_a_model_nothing_are_refused_and_its_note_foll
         assert store.noted(SET_ON_PAGE) == {"learn.trajectory_passes": 0}
 
 
+def test_the_status_names_a_model_but_no_folder_of_anybody_s(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "dreams").mkdir()
+    for model, shown in ((str(tmp_path / "dreams"), "dreams"), ("stabilityai/sdxl-turbo", "stabilityai/sdxl-turbo")):
+        session = fake_session(runs, FakeEngine(), threaded=False, model=model)
+        assert session.status().model == shown
+        session.close()
+
+
 def test_a_model_s_own_way_of_being_drawn_holds_where_nobody_says_otherwise(runs: Path) -> None:
     own = {"draw.num_inference_steps": 4, "draw.guidance_scale": 1.0}
     session = fake_session(runs, FakeEngine(drawing=dict(own)), threaded=False)

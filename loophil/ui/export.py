@@ -49,7 +49,8 @@ class Export(Handlers):
         format = parse.text(sent.get("format"), "format")
         path = self.session.export(format, read_label(sent))
         status = self.session.status()
-        model = "data/base" if status.model == "embedded" else status.model
+        base = self.session.settings.model
+        model = "data/base" if base == "embedded" else base
         blind = [answers.verdict(tally) for tally in self.session.tallies() if tally.version == status.policy_version]
         return {
             "url": f"gradio_api/file={for_download(path)}",
