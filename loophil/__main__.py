@@ -213,7 +213,7 @@ def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
             print(export_dataset(store, given.to, kind=given.what, format=given.format, images=given.images))
         else:
             new = import_dataset(store, given.source)
-            print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; {new.known} were there already.")
+            print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; passed over: {new.passed_over or 'none'}.")
     return 0
 
 

@@ -262,9 +262,36 @@ def test_own_groups_that_come_back_change_nothing(store: Store, tmp_path: Path) 
     before = content(store)
     assert import_dataset(store, file) == Imported(0, 0, 3)
     store.rate(stars(made[0], 1, 2, 3), 1)
-    with pytest.raises(InvalidInput, match=rf"^Row 1 of groups.parquet: Group {made[0].id} is there already with other content\. Nothing"):
-        import_dataset(store, file)
+    assert import_dataset(store, file) == Imported(0, 0, 2, changed=1)
     assert before[0]["imported_groups"] == sql(store, "SELECT * FROM imported_groups") == []
+
+
+def test_newer_export_brings_what_is_new_and_what_was_rated_anew_is_kept_as_it_was(store: Store, new: Store, tmp_path: Path) -> None:
+    made = rate_some(store)
+    import_dataset(new, export_dataset(store, tmp_path))
+    before = told(new)
+    store.rate(stars(made[0], 1, 2, 3), 1)
+    store.rate(stars(made[3], 1, 2, 3, 4), 1)
+    assert import_dataset(new, export_dataset(store, tmp_path)) == Imported(1, 1, 2, changed=1)
+    assert told(new)[:3] == before
+    assert told(new)[3] == told(store)[3]
+
+
+@pytest.mark.parametrize("spoil", [lambda row: row.update(prompt="a dog"), lambda row: row["images"].reverse()], ids=["prompt", "pictures"])
+def test_group_of_the_same_id_with_another_prompt_or_pictures_is_refused(new: Store, tmp_path: Path, spoil: Callable[[Row], Any]) -> None:
+    import_dataset(new, write_lines(tmp_path / "groups.jsonl", good_rows()))
+    rows = good_rows()
+    spoil(rows[1])
+    rows[1]["acts"] = []
+    with pytest.raises(InvalidInput, match=r"^Row 2 of groups\.jsonl: Group 2{32} is there already with another prompt or other pictures\. Nothing"):
+        import_dataset(new, write_lines(tmp_path / "groups.jsonl", rows))
+
+
+def test_group_whose_picture_was_lost_is_still_the_same(store: Store, tmp_path: Path) -> None:
+    made = rate_some(store)
+    file = export_dataset(store, tmp_path)
+    (store.images / made[1].images[0].file).unlink()
+    assert import_dataset(store, file) == Imported(0, 0, 3)
 
 
 def test_imported_groups_leave_again_before_the_own_ones(store: Store, new: Store, tmp_path: Path) -> None:
@@ -286,8 +313,8 @@ def test_forgetting_deletes_imported_ratings_too(store: Store, new: Store, tmp_p
     assert sql(new, "SELECT count(*) FROM imported_ratings WHERE act_id NOT IN (SELECT id FROM imported_acts)") == [(0,)]
     assert sql(new, "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' ORDER BY name") == guards
     assert not any(b"bob" in path.read_bytes() for path in new.path.glob("run.sqlite*"))
-    with pytest.raises(InvalidInput, match="with other content"):
-        import_dataset(new, file)
+    assert import_dataset(new, file) == Imported(0, 0, 0, changed=3)  # what was forgotten does not come back
+    assert {rater for (rater,) in sql(new, "SELECT rater FROM imported_acts")} == {"ann", "carl", "dora"}
 
 
 def test_undo_is_forgotten_with_what_it_took_back(store: Store, new: Store, tmp_path: Path) -> None:
@@ -435,6 +462,18 @@ def test_pairs_of_others_are_taken_with_whole_numbers_as_users(new: Store, tmp_p
     assert {rater: values.tolist() for rater, values in taught.ratings.items()} == {"12": [1.0, 5.0]}
     assert [Path(ref.file).suffix for ref in taught.group.images] == [".jpg", ".png"]
     assert (new.images / taught.group.images[0].file).read_bytes() == jpeg.getvalue()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pairs_that_nobody_labelled_are_passed_over(new: Store, tmp_path: Path, format: str) -> None:
+    rows = [pair(has_label=True), *(pair(caption="a dog", has_label=False, label_0=label, label_1=label) for label in (0.5, -1.0, None))]
+    file = tmp_path / f"pairs.{format}"
+    if format == "jsonl":
+        write_lines(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist([row | {f"jpg_{n}": png(n) for n in range(2)} for row in rows]), file)
+    assert import_dataset(new, file) == Imported(1, 1, 0, unlabelled=3)
+    assert [taught.group.prompt for taught in new.imported(9)] == ["a cat"]
 
 
 # how files look
@@ -602,7 +641,7 @@ BAD: list[tuple[str, Callable[[Row], Any], str]] = [
     ("a path out of the folder", picture("../secret.png"), r"The path '\.\./secret\.png' leads out of the dataset's folder"),
     ("an absolute path", picture({"path": "/etc/hostname"}), "The path '/etc/hostname' leads out"),
     ("a link out of the folder", picture("link.png"), r"The path 'link\.png' leads out"),
-    ("an id with other content", in_row(id="1" * 32, prompt="a dog"), "Group 1{32} is there already with other content"),
+    ("an id with other content", in_row(id="1" * 32, prompt="a dog"), "Group 1{32} is there already with another prompt or other pictures"),
     ("an image of another group", in_row(image_ids=["10" * 16, "b" * 32, "c" * 32]), "Image (10){16} belongs to another group already"),
 ]
 

@@ -263,9 +263,9 @@ def test_dataset_leaves_one_run_and_comes_into_another(rated: Path, tmp_path: Pa
     assert main(["dataset", "export", "--run", "mine", "--to", str(out), *more]) == 0
     assert capsys.readouterr().out.splitlines() == [str(out / "groups.parquet"), str(out / "pairs.jsonl")]
     assert len((out / "pairs.jsonl").read_text().splitlines()) == 6
-    for new, known in ((1, 0), (0, 1)):
+    for new, rest in ((1, "none"), (0, "1 there already")):
         assert main(["dataset", "import", "--run", "other", "--from", str(out / "groups.parquet"), "--model", "some/where"]) == 0
-        assert capsys.readouterr().out == f"{new} groups with {new} ratings imported into 'other'; {known} were there already.\n"
+        assert capsys.readouterr().out == f"{new} groups with {new} ratings imported into 'other'; passed over: {rest}.\n"
     with closing(open_run(runs, "other", base_model="some/where", revision=None)) as store:
         assert [taught.ratings["ann"].tolist() for taught in store.imported(9)] == [[1.0, 2.0, 3.0, 4.0]]
 

@@ -42,7 +42,11 @@ def bring(session: FakeSession, sent: list[dict[str, Any]], access: Access, **wh
 def test_parts_become_the_file_that_is_imported(tmp_path: Path, folder: Path) -> None:
     session = FakeSession(tmp_path / "run")
     said = bring(session, [part(0, "", b"one "), part(1, "", b"two "), part(2, "", b"three", last=True)], HERE)
-    assert [(answer.get("part"), answer.get("imported"), answer.get("known")) for answer in said] == [(1, None, None), (2, None, None), (None, 1, 0)]
+    assert [(answer.get("part"), answer.get("imported"), answer.get("passed_over")) for answer in said] == [
+        (1, None, None),
+        (2, None, None),
+        (None, 1, "1 changed since, kept as before"),
+    ]
     assert session.imported == [(".parquet", b"one two three")]
     assert list(folder.iterdir()) == []
 
