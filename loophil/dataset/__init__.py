@@ -115,6 +115,11 @@ def import_dataset(store: Store, source: Path, *, references: bool = True) -> Im
     return Imported(len(new), acts, passed["known"], passed["changed"], passed["unlabelled"])
 
 
+def look(source: Path) -> None:
+    """InvalidInput where an import would find no file, or none whose first row can be read."""
+    next(formats.read(_file(source)), None)
+
+
 def _with_pictures(store: Store) -> Iterator[tuple[RatedGroup, list[bytes]]]:
     for rated in store.rated_groups():
         try:
