@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import os
 import sqlite3
 import struct
 import zlib
@@ -780,6 +781,33 @@ def test_picture_that_would_unpack_to_a_bomb_is_refused(untouched: Store, tmp_pa
     file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_0=base64.b64encode(data).decode())])
     with pytest.raises(InvalidInput, match=r"A picture cannot be read \(Image size \(3600000000 pixels\)"):
         import_dataset(untouched, file)
+
+
+def test_only_plain_files_are_read(untouched: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_0=None, image_0="pipe.png")])
+    for source, sentence in (
+        (file, r"^Row 1 of pairs\.jsonl: The picture 'pipe\.png' is no plain file"),
+        (tmp_path / "pipe.jsonl", "pipe.jsonl is no plain file"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            import_dataset(untouched, source)
+
+
+@pytest.mark.parametrize("size", [(129, 8), (8, 129), (4000, 1)])
+def test_picture_that_is_a_strip_is_refused(untouched: Store, tmp_path: Path, size: tuple[int, int]) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", size).save(data, "png")
+    file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_1=base64.b64encode(data.getvalue()).decode())])
+    with pytest.raises(InvalidInput, match=rf"A picture has {size[0]} x {size[1]} pixels; one side may be at most 16 times as long as the other"):
+        import_dataset(untouched, file)
+
+
+def test_picture_may_be_16_times_as_wide_as_high(new: Store, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (128, 8)).save(data, "png")
+    assert import_dataset(new, write_lines(tmp_path / "pairs.jsonl", [pair(jpg_1=base64.b64encode(data.getvalue()).decode())])).groups == 1
 
 
 def test_pictures_beside_the_file_can_be_forbidden(store: Store, new: Store, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,12 @@ def write(file: Path, rows: Iterable[Row], kind: str, format: str, embed: bool) 
 def read(file: Path) -> Iterator[tuple[int, Row]]:
     """(number from 1, row) of each row; of a JSONL file the number of its line. InvalidInput for what cannot be read or is too large."""
     try:
-        size = file.stat().st_size
+        status = file.stat()
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidInput(f"{file.name} is no plain file.")
+    size = status.st_size
     if size > LARGEST_FILE:
         raise InvalidInput(f"{file.name} has {size:,} bytes; at most {LARGEST_FILE:,} are taken.")
     yield from _read_jsonl(file) if file.suffix == ".jsonl" else _read_parquet(file)
