@@ -7,6 +7,7 @@ import logging
 import os
 import sqlite3
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -30,6 +31,7 @@ from tests.test_store import draw, publish, reopen, sql, stars, undo
 
 Row = dict[str, Any]
 TABLES = ("groups", "images", "acts", "ratings", "pending", *schema.ONLY_GROW_3)
+POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # counts anew; it must outlive all that was read with it
 QUERY = np.random.default_rng(7).normal(size=(5, 3))
 
 
@@ -750,6 +752,7 @@ def test_file_that_is_no_parquet_is_refused(store: Store, new: Store, tmp_path: 
     [
         (formats, "LARGEST_FILE", 100, "jsonl", r"groups.jsonl has [\d,]+ bytes; at most 100 are taken"),
         (formats, "LARGEST_LINE", 100, "jsonl", "Row 1 of groups.jsonl has more than 100 bytes"),
+        (formats, "LARGEST_LINE", 100, "parquet", "Row 1 of groups.parquet has more than 100 bytes"),
         (formats, "LARGEST_PART", 100, "parquet", r"Part 1 of groups.parquet has [\d,]+ bytes unpacked; at most 100 are taken"),
         (pictures, "LARGEST_FILE", 50, "parquet", r"Row 1 of groups.parquet: A picture has \d+ bytes; at most 50 are taken"),
         (pictures, "LARGEST_AREA", 63, "parquet", "Row 1 of groups.parquet: A picture has 8 x 8 pixels; at most 63 in all are taken"),
@@ -772,6 +775,83 @@ def test_picture_beside_the_file_that_is_too_large_is_not_read(store: Store, new
     monkeypatch.setattr(pictures, "LARGEST_FILE", 50)
     with pytest.raises(InvalidInput, match=r"The picture 'images/\w+\.png' has \d+ bytes; at most 50 are taken"):
         import_dataset(new, file)
+
+
+def packed(file: Path, picture: bytes, lengths: list[int]) -> Path:
+    """Parquet with so many references to one and the same picture in each row, of which the file holds it once."""
+    n = sum(lengths)
+    shown = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([picture], pa.binary()))
+    images = pa.StructArray.from_arrays([shown, pa.nulls(n, pa.string())], ["bytes", "path"])
+    lists = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), images)
+    table = pa.table({"id": ["a" * 32] * len(lengths), "images": lists})
+    pq.write_table(table, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2 * len(picture) + 1000)
+    return file
+
+
+def test_list_that_is_too_long_is_refused_before_it_is_unpacked(untouched: Store, tmp_path: Path) -> None:
+    """A hundred times four megabytes in one kilobyte: nothing of it may be in memory, neither arrow's nor ours."""
+    file = packed(tmp_path / "groups.parquet", bytes(4 << 20), [100])
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(POOL)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            InvalidInput, match=r"^Part 1 of groups\.parquet has 100 values in 'images' for 1 rows; at most 8 a row are taken\. Nothing"
+        ):
+            import_dataset(untouched, file)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        assert POOL.max_memory() < 50e6
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def test_list_that_is_too_long_among_short_ones_is_refused_before_it_becomes_python(untouched: Store, tmp_path: Path) -> None:
+    file = packed(tmp_path / "groups.parquet", bytes(1 << 20), [100, *[2] * 99])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=r"^Row 1 of groups\.parquet: 'images' has 100 entries; at most 8 are taken\. Nothing was imported\.$"):
+            import_dataset(untouched, file)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [9, 10_001])
+def test_inner_lists_and_acts_have_their_lengths_too(untouched: Store, tmp_path: Path, length: int) -> None:
+    act = {"rater": "ann", "stars": [5.0] * (9 if length == 9 else 1)}
+    rows = [{"id": "a" * 32, "images": [], "acts": [act] * (1 if length == 9 else length)}, *[{"id": "b" * 32, "images": [], "acts": []}] * 9]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "groups.parquet")
+    most = 8 if length == 9 else 10_000
+    with pytest.raises(
+        InvalidInput, match=rf"^Row 1 of groups\.parquet: '{'stars' if length == 9 else 'acts'}' has {length:,} entries; at most {most:,}"
+    ):
+        import_dataset(untouched, tmp_path / "groups.parquet")
+
+
+def test_columns_of_others_are_not_even_read(new: Store, tmp_path: Path) -> None:
+    row = pair(other=["x"] * 1000, scores=["y"] * 1000) | {f"jpg_{n}": png(n) for n in range(2)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    assert import_dataset(new, tmp_path / "pairs.parquet") == Imported(1, 1, 0)
+    assert [list(read) for _, read in formats.read(tmp_path / "pairs.parquet")] == [["caption", "jpg_0", "jpg_1", "label_0", "label_1", "user_id"]]
+
+
+def test_text_may_be_kept_as_categories(new: Store, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([pair() | {f"jpg_{n}": png(n) for n in range(2)}])
+    at = table.column_names.index("caption")
+    pq.write_table(table.set_column(at, "caption", table["caption"].dictionary_encode()), tmp_path / "pairs.parquet")
+    assert import_dataset(new, tmp_path / "pairs.parquet") == Imported(1, 1, 0)
+
+
+def test_column_of_a_kind_that_no_dataset_has_is_refused(untouched: Store, tmp_path: Path) -> None:
+    images = pa.array([[("a", b"x")]], pa.map_(pa.string(), pa.binary()))
+    pq.write_table(pa.table({"images": images}), tmp_path / "groups.parquet")
+    with pytest.raises(InvalidInput, match=r"^Row 1 of groups\.parquet: 'images' is a map<string, binary.*>, which no dataset has\. Nothing"):
+        import_dataset(untouched, tmp_path / "groups.parquet")
+
+
+def test_line_has_room_for_the_largest_group_and_little_more() -> None:
+    assert 8 * pictures.LARGEST_FILE * 4 / 3 < formats.LARGEST_LINE < 8 * pictures.LARGEST_FILE * 4 / 3 + (32 << 20)
 
 
 def test_picture_that_would_unpack_to_a_bomb_is_refused(untouched: Store, tmp_path: Path) -> None:
