@@ -31,8 +31,8 @@ from PIL import Image
 from loophil.build import build, follows, load_rater, measured_prompts, open_store
 from loophil.config import Settings
 from loophil.dataset import FORMATS as DATASET_FORMATS
-from loophil.dataset import IMAGES, KINDS, export_dataset, import_dataset
-from loophil.errors import ConfigError, LearningError, LoopHILError, RunError
+from loophil.dataset import IMAGES, KINDS, export_dataset, import_dataset, look
+from loophil.errors import ConfigError, LearningError, LoopHILError, RunError, machine_refused
 from loophil.evaluation import Examiner
 from loophil.hub import Repository
 from loophil.process import prepare_process
@@ -46,7 +46,7 @@ Rater = Callable[[list[Image.Image], str, np.random.Generator], list[float | Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; the exit status. 78: settings that cannot work, 73: a run that cannot be opened."""
+    """Runs a command; the exit status. 78: settings that cannot work, 73: a run that cannot be opened, 1: any other refusal."""
     parser = argparse.ArgumentParser(prog="python -m loophil", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     simulating = commands.add_parser("simulate", help="a simulated person rates; one JSON line of figures at 0, 16, 32, 64, ... clicks")
@@ -76,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         return 73
     except LoopHILError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(machine_refused(error, where=True), file=sys.stderr)
         return 1
 
 
@@ -205,6 +208,8 @@ def push(given: argparse.Namespace, knobs: list[str]) -> int:
 def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
     """Writes the run's groups or pairs to a folder, or takes in such a file. No model is loaded."""
     settings = Settings.read(knobs)
+    if given.way == "import":
+        look(given.source)  # before a run is made for it
     name = settings.run or last_opened(settings.runs)
     if given.way == "export" and name not in list_runs(settings.runs):
         raise RunError(f"There is no run '{name or 'first'}' in {settings.runs}: name one by --run, and its folder by --runs.")
@@ -213,7 +218,7 @@ def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
             print(export_dataset(store, given.to, kind=given.what, format=given.format, images=given.images))
         else:
             new = import_dataset(store, given.source)
-            print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; {new.known} were there already.")
+            print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; passed over: {new.passed_over or 'none'}.")
     return 0
 
 

@@ -41,3 +41,9 @@ class RunError(LoopHILError):
 
 class LearningError(LoopHILError):
     """An update whose result was thrown away; the published weights are untouched."""
+
+
+def machine_refused(error: OSError, *, where: bool) -> str:
+    """A sentence on what the operating system did not do; where: with its paths and addresses, which are not for everybody to read."""
+    place = f" ({error.filename})" if where and error.filename else ""
+    return f"This machine could not do it: {error.strerror or ' '.join(str(error).split() if where else ()) or type(error).__name__}{place}."

@@ -324,7 +324,7 @@ class FakeSession:
         if self.fault:
             raise self.fault
         self.imported.append((file.suffix, file.read_bytes()))
-        return Imported(1, 1, 0)
+        return Imported(1, 1, 0, changed=1)
 
     def forget(self, rater: str = "") -> int:
         with self.lock:

@@ -4,8 +4,10 @@ import base64
 import io
 import json
 import logging
+import os
 import sqlite3
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,6 +31,7 @@ from tests.test_store import draw, publish, reopen, sql, stars, undo
 
 Row = dict[str, Any]
 TABLES = ("groups", "images", "acts", "ratings", "pending", *schema.ONLY_GROW_3)
+POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # counts anew; it must outlive all that was read with it
 QUERY = np.random.default_rng(7).normal(size=(5, 3))
 
 
@@ -262,9 +265,36 @@ def test_own_groups_that_come_back_change_nothing(store: Store, tmp_path: Path) 
     before = content(store)
     assert import_dataset(store, file) == Imported(0, 0, 3)
     store.rate(stars(made[0], 1, 2, 3), 1)
-    with pytest.raises(InvalidInput, match=rf"^Row 1 of groups.parquet: Group {made[0].id} is there already with other content\. Nothing"):
-        import_dataset(store, file)
+    assert import_dataset(store, file) == Imported(0, 0, 2, changed=1)
     assert before[0]["imported_groups"] == sql(store, "SELECT * FROM imported_groups") == []
+
+
+def test_newer_export_brings_what_is_new_and_what_was_rated_anew_is_kept_as_it_was(store: Store, new: Store, tmp_path: Path) -> None:
+    made = rate_some(store)
+    import_dataset(new, export_dataset(store, tmp_path))
+    before = told(new)
+    store.rate(stars(made[0], 1, 2, 3), 1)
+    store.rate(stars(made[3], 1, 2, 3, 4), 1)
+    assert import_dataset(new, export_dataset(store, tmp_path)) == Imported(1, 1, 2, changed=1)
+    assert told(new)[:3] == before
+    assert told(new)[3] == told(store)[3]
+
+
+@pytest.mark.parametrize("spoil", [lambda row: row.update(prompt="a dog"), lambda row: row["images"].reverse()], ids=["prompt", "pictures"])
+def test_group_of_the_same_id_with_another_prompt_or_pictures_is_refused(new: Store, tmp_path: Path, spoil: Callable[[Row], Any]) -> None:
+    import_dataset(new, write_lines(tmp_path / "groups.jsonl", good_rows()))
+    rows = good_rows()
+    spoil(rows[1])
+    rows[1]["acts"] = []
+    with pytest.raises(InvalidInput, match=r"^Row 2 of groups\.jsonl: Group 2{32} is there already with another prompt or other pictures\. Nothing"):
+        import_dataset(new, write_lines(tmp_path / "groups.jsonl", rows))
+
+
+def test_group_whose_picture_was_lost_is_still_the_same(store: Store, tmp_path: Path) -> None:
+    made = rate_some(store)
+    file = export_dataset(store, tmp_path)
+    (store.images / made[1].images[0].file).unlink()
+    assert import_dataset(store, file) == Imported(0, 0, 3)
 
 
 def test_imported_groups_leave_again_before_the_own_ones(store: Store, new: Store, tmp_path: Path) -> None:
@@ -286,8 +316,8 @@ def test_forgetting_deletes_imported_ratings_too(store: Store, new: Store, tmp_p
     assert sql(new, "SELECT count(*) FROM imported_ratings WHERE act_id NOT IN (SELECT id FROM imported_acts)") == [(0,)]
     assert sql(new, "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' ORDER BY name") == guards
     assert not any(b"bob" in path.read_bytes() for path in new.path.glob("run.sqlite*"))
-    with pytest.raises(InvalidInput, match="with other content"):
-        import_dataset(new, file)
+    assert import_dataset(new, file) == Imported(0, 0, 0, changed=3)  # what was forgotten does not come back
+    assert {rater for (rater,) in sql(new, "SELECT rater FROM imported_acts")} == {"ann", "carl", "dora"}
 
 
 def test_undo_is_forgotten_with_what_it_took_back(store: Store, new: Store, tmp_path: Path) -> None:
@@ -435,6 +465,18 @@ def test_pairs_of_others_are_taken_with_whole_numbers_as_users(new: Store, tmp_p
     assert {rater: values.tolist() for rater, values in taught.ratings.items()} == {"12": [1.0, 5.0]}
     assert [Path(ref.file).suffix for ref in taught.group.images] == [".jpg", ".png"]
     assert (new.images / taught.group.images[0].file).read_bytes() == jpeg.getvalue()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pairs_that_nobody_labelled_are_passed_over(new: Store, tmp_path: Path, format: str) -> None:
+    rows = [pair(has_label=True), *(pair(caption="a dog", has_label=False, label_0=label, label_1=label) for label in (0.5, -1.0, None))]
+    file = tmp_path / f"pairs.{format}"
+    if format == "jsonl":
+        write_lines(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist([row | {f"jpg_{n}": png(n) for n in range(2)} for row in rows]), file)
+    assert import_dataset(new, file) == Imported(1, 1, 0, unlabelled=3)
+    assert [taught.group.prompt for taught in new.imported(9)] == ["a cat"]
 
 
 # how files look
@@ -602,7 +644,7 @@ BAD: list[tuple[str, Callable[[Row], Any], str]] = [
     ("a path out of the folder", picture("../secret.png"), r"The path '\.\./secret\.png' leads out of the dataset's folder"),
     ("an absolute path", picture({"path": "/etc/hostname"}), "The path '/etc/hostname' leads out"),
     ("a link out of the folder", picture("link.png"), r"The path 'link\.png' leads out"),
-    ("an id with other content", in_row(id="1" * 32, prompt="a dog"), "Group 1{32} is there already with other content"),
+    ("an id with other content", in_row(id="1" * 32, prompt="a dog"), "Group 1{32} is there already with another prompt or other pictures"),
     ("an image of another group", in_row(image_ids=["10" * 16, "b" * 32, "c" * 32]), "Image (10){16} belongs to another group already"),
 ]
 
@@ -710,6 +752,7 @@ def test_file_that_is_no_parquet_is_refused(store: Store, new: Store, tmp_path: 
     [
         (formats, "LARGEST_FILE", 100, "jsonl", r"groups.jsonl has [\d,]+ bytes; at most 100 are taken"),
         (formats, "LARGEST_LINE", 100, "jsonl", "Row 1 of groups.jsonl has more than 100 bytes"),
+        (formats, "LARGEST_LINE", 100, "parquet", "Row 1 of groups.parquet has more than 100 bytes"),
         (formats, "LARGEST_PART", 100, "parquet", r"Part 1 of groups.parquet has [\d,]+ bytes unpacked; at most 100 are taken"),
         (pictures, "LARGEST_FILE", 50, "parquet", r"Row 1 of groups.parquet: A picture has \d+ bytes; at most 50 are taken"),
         (pictures, "LARGEST_AREA", 63, "parquet", "Row 1 of groups.parquet: A picture has 8 x 8 pixels; at most 63 in all are taken"),
@@ -734,6 +777,83 @@ def test_picture_beside_the_file_that_is_too_large_is_not_read(store: Store, new
         import_dataset(new, file)
 
 
+def packed(file: Path, picture: bytes, lengths: list[int]) -> Path:
+    """Parquet with so many references to one and the same picture in each row, of which the file holds it once."""
+    n = sum(lengths)
+    shown = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([picture], pa.binary()))
+    images = pa.StructArray.from_arrays([shown, pa.nulls(n, pa.string())], ["bytes", "path"])
+    lists = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), images)
+    table = pa.table({"id": ["a" * 32] * len(lengths), "images": lists})
+    pq.write_table(table, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2 * len(picture) + 1000)
+    return file
+
+
+def test_list_that_is_too_long_is_refused_before_it_is_unpacked(untouched: Store, tmp_path: Path) -> None:
+    """A hundred times four megabytes in one kilobyte: nothing of it may be in memory, neither arrow's nor ours."""
+    file = packed(tmp_path / "groups.parquet", bytes(4 << 20), [100])
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(POOL)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            InvalidInput, match=r"^Part 1 of groups\.parquet has 100 values in 'images' for 1 rows; at most 8 a row are taken\. Nothing"
+        ):
+            import_dataset(untouched, file)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        assert POOL.max_memory() < 50e6
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def test_list_that_is_too_long_among_short_ones_is_refused_before_it_becomes_python(untouched: Store, tmp_path: Path) -> None:
+    file = packed(tmp_path / "groups.parquet", bytes(1 << 20), [100, *[2] * 99])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=r"^Row 1 of groups\.parquet: 'images' has 100 entries; at most 8 are taken\. Nothing was imported\.$"):
+            import_dataset(untouched, file)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [9, 10_001])
+def test_inner_lists_and_acts_have_their_lengths_too(untouched: Store, tmp_path: Path, length: int) -> None:
+    act = {"rater": "ann", "stars": [5.0] * (9 if length == 9 else 1)}
+    rows = [{"id": "a" * 32, "images": [], "acts": [act] * (1 if length == 9 else length)}, *[{"id": "b" * 32, "images": [], "acts": []}] * 9]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "groups.parquet")
+    most = 8 if length == 9 else 10_000
+    with pytest.raises(
+        InvalidInput, match=rf"^Row 1 of groups\.parquet: '{'stars' if length == 9 else 'acts'}' has {length:,} entries; at most {most:,}"
+    ):
+        import_dataset(untouched, tmp_path / "groups.parquet")
+
+
+def test_columns_of_others_are_not_even_read(new: Store, tmp_path: Path) -> None:
+    row = pair(other=["x"] * 1000, scores=["y"] * 1000) | {f"jpg_{n}": png(n) for n in range(2)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    assert import_dataset(new, tmp_path / "pairs.parquet") == Imported(1, 1, 0)
+    assert [list(read) for _, read in formats.read(tmp_path / "pairs.parquet")] == [["caption", "jpg_0", "jpg_1", "label_0", "label_1", "user_id"]]
+
+
+def test_text_may_be_kept_as_categories(new: Store, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([pair() | {f"jpg_{n}": png(n) for n in range(2)}])
+    at = table.column_names.index("caption")
+    pq.write_table(table.set_column(at, "caption", table["caption"].dictionary_encode()), tmp_path / "pairs.parquet")
+    assert import_dataset(new, tmp_path / "pairs.parquet") == Imported(1, 1, 0)
+
+
+def test_column_of_a_kind_that_no_dataset_has_is_refused(untouched: Store, tmp_path: Path) -> None:
+    images = pa.array([[("a", b"x")]], pa.map_(pa.string(), pa.binary()))
+    pq.write_table(pa.table({"images": images}), tmp_path / "groups.parquet")
+    with pytest.raises(InvalidInput, match=r"^Row 1 of groups\.parquet: 'images' is a map<string, binary.*>, which no dataset has\. Nothing"):
+        import_dataset(untouched, tmp_path / "groups.parquet")
+
+
+def test_line_has_room_for_the_largest_group_and_little_more() -> None:
+    assert 8 * pictures.LARGEST_FILE * 4 / 3 < formats.LARGEST_LINE < 8 * pictures.LARGEST_FILE * 4 / 3 + (32 << 20)
+
+
 def test_picture_that_would_unpack_to_a_bomb_is_refused(untouched: Store, tmp_path: Path) -> None:
     whole = png(1)
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
@@ -741,6 +861,33 @@ def test_picture_that_would_unpack_to_a_bomb_is_refused(untouched: Store, tmp_pa
     file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_0=base64.b64encode(data).decode())])
     with pytest.raises(InvalidInput, match=r"A picture cannot be read \(Image size \(3600000000 pixels\)"):
         import_dataset(untouched, file)
+
+
+def test_only_plain_files_are_read(untouched: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_0=None, image_0="pipe.png")])
+    for source, sentence in (
+        (file, r"^Row 1 of pairs\.jsonl: The picture 'pipe\.png' is no plain file"),
+        (tmp_path / "pipe.jsonl", "pipe.jsonl is no plain file"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            import_dataset(untouched, source)
+
+
+@pytest.mark.parametrize("size", [(129, 8), (8, 129), (4000, 1)])
+def test_picture_that_is_a_strip_is_refused(untouched: Store, tmp_path: Path, size: tuple[int, int]) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", size).save(data, "png")
+    file = write_lines(tmp_path / "pairs.jsonl", [pair(jpg_1=base64.b64encode(data.getvalue()).decode())])
+    with pytest.raises(InvalidInput, match=rf"A picture has {size[0]} x {size[1]} pixels; one side may be at most 16 times as long as the other"):
+        import_dataset(untouched, file)
+
+
+def test_picture_may_be_16_times_as_wide_as_high(new: Store, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (128, 8)).save(data, "png")
+    assert import_dataset(new, write_lines(tmp_path / "pairs.jsonl", [pair(jpg_1=base64.b64encode(data.getvalue()).decode())])).groups == 1
 
 
 def test_pictures_beside_the_file_can_be_forbidden(store: Store, new: Store, tmp_path: Path) -> None:

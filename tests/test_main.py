@@ -1,5 +1,6 @@
 """`python -m loophil`: simulate, tune, export and push as somebody types them, on a tiny model folder; and what is said when they cannot be."""
 
+import errno
 import json
 import logging
 import subprocess
@@ -263,9 +264,9 @@ def test_dataset_leaves_one_run_and_comes_into_another(rated: Path, tmp_path: Pa
     assert main(["dataset", "export", "--run", "mine", "--to", str(out), *more]) == 0
     assert capsys.readouterr().out.splitlines() == [str(out / "groups.parquet"), str(out / "pairs.jsonl")]
     assert len((out / "pairs.jsonl").read_text().splitlines()) == 6
-    for new, known in ((1, 0), (0, 1)):
+    for new, rest in ((1, "none"), (0, "1 there already")):
         assert main(["dataset", "import", "--run", "other", "--from", str(out / "groups.parquet"), "--model", "some/where"]) == 0
-        assert capsys.readouterr().out == f"{new} groups with {new} ratings imported into 'other'; {known} were there already.\n"
+        assert capsys.readouterr().out == f"{new} groups with {new} ratings imported into 'other'; passed over: {rest}.\n"
     with closing(open_run(runs, "other", base_model="some/where", revision=None)) as store:
         assert [taught.ratings["ann"].tolist() for taught in store.imported(9)] == [[1.0, 2.0, 3.0, 4.0]]
 
@@ -289,6 +290,35 @@ def test_dataset_that_cannot_be_imported_ends_with_1_and_one_line(rated: Path, t
     said = capsys.readouterr().err
     assert said.startswith("Row 1 of groups.jsonl: It has none of the columns")
     assert len(said.splitlines()) == 1
+
+
+def test_folder_that_cannot_be_written_ends_with_1_and_one_line(rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["dataset", "export", "--to", str(tmp_path / "file" / "out"), "--run", "mine"]) == 1
+    assert capsys.readouterr().err == f"This machine could not do it: Not a directory ({tmp_path / 'file' / 'out'}).\n"
+
+
+def test_full_disk_ends_an_import_with_1_and_one_line(
+    rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert main(["dataset", "export", "--to", str(tmp_path), "--run", "mine"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("loophil.store.imports.write_file", full)
+    assert main(["dataset", "import", "--from", str(tmp_path), "--run", "other"]) == 1
+    assert capsys.readouterr().err == "This machine could not do it: No space left on device.\n"
+
+
+@pytest.mark.parametrize("content", [None, b"{", b""], ids=["missing", "broken", "no parquet"])
+def test_file_that_cannot_be_imported_leaves_no_run(tmp_path: Path, runs: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / ("groups.parquet" if content == b"" else "groups.jsonl")
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["dataset", "import", "--from", str(file), "--run", "fresh"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not runs.exists()
 
 
 def test_as_it_is_typed() -> None:

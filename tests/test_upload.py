@@ -1,7 +1,9 @@
 """A dataset brought to the page in parts: whole and in order or not at all, by the run's owner, and gone from the disk afterwards."""
 
 import base64
+import errno
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from loophil.errors import InvalidInput
-from loophil.ui import history, upload
+from loophil.ui import events, history, upload
 from loophil.ui.access import Access
 from loophil.ui.upload import Upload
 from tests.fake_session import FakeSession
@@ -42,7 +44,11 @@ def bring(session: FakeSession, sent: list[dict[str, Any]], access: Access, **wh
 def test_parts_become_the_file_that_is_imported(tmp_path: Path, folder: Path) -> None:
     session = FakeSession(tmp_path / "run")
     said = bring(session, [part(0, "", b"one "), part(1, "", b"two "), part(2, "", b"three", last=True)], HERE)
-    assert [(answer.get("part"), answer.get("imported"), answer.get("known")) for answer in said] == [(1, None, None), (2, None, None), (None, 1, 0)]
+    assert [(answer.get("part"), answer.get("imported"), answer.get("passed_over")) for answer in said] == [
+        (1, None, None),
+        (2, None, None),
+        (None, 1, "1 changed since, kept as before"),
+    ]
     assert session.imported == [(".parquet", b"one two three")]
     assert list(folder.iterdir()) == []
 
@@ -53,6 +59,20 @@ def test_file_that_cannot_be_imported_is_gone_too(tmp_path: Path, folder: Path) 
     said = bring(session, [part(0, "", b"one", last=True)], HERE)
     assert said[0]["error"] == "Row 1 is wrong."
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrap", [events.answering, events.reporting])
+def test_machine_that_cannot_go_on_is_said_without_its_paths(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/ann/runs")
+
+    def steps(*_: Any) -> Iterator[dict[str, Any]]:
+        yield full()
+
+    said = wrap(full if wrap is events.answering else steps)(None, request(), SimpleNamespace(_data={}))
+    answer = said if isinstance(said, dict) else next(said)
+    assert answer["error"] == "This machine could not do it: No space left on device."
+    assert "/home/ann/runs" in caplog.text
 
 
 def test_strangers_and_raters_bring_nothing(tmp_path: Path, folder: Path) -> None:

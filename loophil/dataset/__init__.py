@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +33,29 @@ FORMATS = ("parquet", "jsonl")
 KINDS = {"groups": rows.group_rows, "pairs": rows.pair_rows, "dpo": rows.dpo_rows}
 IMAGES = ("embed", "reference")
 
+Content = tuple[tuple[str, str], tuple[str | None, ...], str]  # of a group: its prompts, its pictures and all else; see _content
+
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import: groups and acts that are new, and groups that were there already."""
+    """What came of an import: groups and acts that are new, and what was passed over.
+
+    known       groups that were there already, the very same
+    changed     groups that were there already, rated otherwise: they were kept as they were
+    unlabelled  pairs that nobody compared
+    """
 
     groups: int
     acts: int
     known: int
+    changed: int = 0
+    unlabelled: int = 0
+
+    @property
+    def passed_over(self) -> str:
+        """The same in words."""
+        counts = ((self.known, "there already"), (self.changed, "changed since, kept as before"), (self.unlabelled, "without a label"))
+        return ", ".join(f"{n} {what}" for n, what in counts if n)
 
 
 def export_dataset(store: Store, folder: Path, *, kind: str = "groups", format: str = "parquet", images: str = "embed") -> Path:
@@ -71,27 +87,37 @@ def export_dataset(store: Store, folder: Path, *, kind: str = "groups", format: 
 def import_dataset(store: Store, source: Path, *, references: bool = True) -> Imported:
     """Takes in a file of groups or pairs, or a folder with one, for the taste model; all of it or, with InvalidInput, nothing.
 
-    A group that is there already, with the same content, is passed over. references: pictures may be files beside it, named by relative paths.
+    A group that is there already is passed over, also where it was rated anew since: acts are not added to it, since what somebody had deleted
+    would come back. references: pictures may be files beside it, named by relative paths.
     """
     file = _file(source)
     beside = file.parent if references else None
-    new: dict[str, str] = {}
+    new: dict[str, Content] = {}
     images: set[str] = set()
-    acts = known = 0
+    acts, passed = 0, Counter[str]()
     with store.importing() as add:
         for number, row in formats.read(file):
             try:
+                if reading.is_unlabelled(row):
+                    passed["unlabelled"] += 1
+                    continue
                 rated, pictures = reading.read_group(row, beside)
-                if _is_known(store, rated, pictures, new):
-                    known += 1
+                content = _content(rated, pictures)
+                if (there := new.get(rated.group.id) or _there(store, rated.group.id)) is not None:
+                    passed[_compared(rated, content, there)] += 1
                     continue
                 _check_images(store, rated, images)
             except InvalidInput as error:
                 raise InvalidInput(f"Row {number} of {file.name}: {error} Nothing was imported.") from error
             add(rated, pictures)
-            new[rated.group.id] = _digest(rated, pictures)
+            new[rated.group.id] = content
             acts += len(rated.acts)
-    return Imported(len(new), acts, known)
+    return Imported(len(new), acts, passed["known"], passed["changed"], passed["unlabelled"])
+
+
+def look(source: Path) -> None:
+    """InvalidInput where an import would find no file, or none whose first row can be read."""
+    next(formats.read(_file(source)), None)
 
 
 def _with_pictures(store: Store) -> Iterator[tuple[RatedGroup, list[bytes]]]:
@@ -115,16 +141,20 @@ def _file(source: Path) -> Path:
     return found[0]
 
 
-def _is_known(store: Store, rated: RatedGroup, pictures: Sequence[bytes], new: dict[str, str]) -> bool:
-    """Whether the very same group is there, or came before in the file; InvalidInput where it is another one of the same id."""
-    there = store.rated_group(rated.group.id)
-    known = new.get(rated.group.id)
-    if there is not None:
-        files = [store.images / ref.file for ref in there.group.images]
-        known = _digest(there, [file.read_bytes() if file.exists() else b"" for file in files])
-    if known is not None and known != _digest(rated, pictures):
-        raise InvalidInput(f"Group {rated.group.id} is there already with other content.")
-    return known is not None
+def _there(store: Store, identity: str) -> Content | None:
+    """Of the group that the run has under this id."""
+    if (there := store.rated_group(identity)) is None:
+        return None
+    files = [store.images / ref.file for ref in there.group.images]
+    return _content(there, [file.read_bytes() if file.exists() else None for file in files])
+
+
+def _compared(rated: RatedGroup, content: Content, there: Content) -> str:
+    """How a group is there already: "known", the very same, or "changed". InvalidInput where it is another one of the same id."""
+    same = len(content[1]) == len(there[1]) and all(None in both or len(set(both)) == 1 for both in zip(content[1], there[1], strict=True))
+    if content[0] != there[0] or not same:
+        raise InvalidInput(f"Group {rated.group.id} is there already with another prompt or other pictures.")
+    return "known" if content[2] == there[2] else "changed"
 
 
 def _check_images(store: Store, rated: RatedGroup, images: set[str]) -> None:
@@ -134,10 +164,11 @@ def _check_images(store: Store, rated: RatedGroup, images: set[str]) -> None:
         images.add(ref.id)
 
 
-def _digest(rated: RatedGroup, pictures: Sequence[bytes]) -> str:
-    """Of all that an import keeps of a group."""
-    (row,) = rows.group_rows(rated, [hashlib.sha256(picture).hexdigest().encode() for picture in pictures], embed=True)
-    content = {name: value for name, value in row.items() if name != "scores"}
-    content["acts"] = [{name: value for name, value in act.items() if name != "current"} for act in row["acts"]]
-    content["images"] = [picture["bytes"].decode() for picture in row["images"]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _content(rated: RatedGroup, pictures: Sequence[bytes | None]) -> Content:
+    """All that an import keeps of a group, as digests save for the prompts; None = a lost picture, which may have been any."""
+    (row,) = rows.group_rows(rated, [b""] * len(pictures), embed=True)
+    rest = {name: value for name, value in row.items() if name not in ("images", "scores")}
+    rest["acts"] = [{name: value for name, value in act.items() if name != "current"} for act in row["acts"]]
+    shown = tuple(None if picture is None else hashlib.sha256(picture).hexdigest() for picture in pictures)
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return (rated.group.prompt, rated.group.settings.negative_prompt), shown, digest

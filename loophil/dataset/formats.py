@@ -1,5 +1,7 @@
 """Rows as JSONL or parquet, written and read a few at a time. Not what is in a row: see rows and reading.
 
+Parquet is held to the lengths of a dataset's lists before it is unpacked and again before it becomes Python: a kilobyte can stand for gigabytes.
+
 Parquet carries the features of Hugging Face's `datasets` for its pictures, so that `load_dataset` and the Hub's viewer show them.
 """
 
@@ -8,10 +10,13 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loophil.dataset import pictures
+from loophil.dataset.reading import MOST, MOST_ACTS
 from loophil.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -36,10 +41,9 @@ STRUCTS = {
 }
 
 ROWS = 16  # written at once: so many groups are in memory
-READ = 4
 LARGEST_FILE = 16 << 30  # bytes
-LARGEST_LINE = 1 << 30  # bytes of a row in JSONL
-LARGEST_PART = 4 << 30  # bytes of a row group in parquet, unpacked
+LARGEST_LINE = MOST * pictures.LARGEST_FILE * 4 // 3 + (16 << 20)  # bytes of a row: the most and largest pictures in base64, and all else
+LARGEST_PART = 4 << 30  # bytes of a row group in parquet, unpacked, where what it repeats counts once
 
 
 def write(file: Path, rows: Iterable[Row], kind: str, format: str, embed: bool) -> None:
@@ -60,9 +64,12 @@ def write(file: Path, rows: Iterable[Row], kind: str, format: str, embed: bool) 
 def read(file: Path) -> Iterator[tuple[int, Row]]:
     """(number from 1, row) of each row; of a JSONL file the number of its line. InvalidInput for what cannot be read or is too large."""
     try:
-        size = file.stat().st_size
+        status = file.stat()
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidInput(f"{file.name} is no plain file.")
+    size = status.st_size
     if size > LARGEST_FILE:
         raise InvalidInput(f"{file.name} has {size:,} bytes; at most {LARGEST_FILE:,} are taken.")
     yield from _read_jsonl(file) if file.suffix == ".jsonl" else _read_parquet(file)
@@ -97,15 +104,59 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Row]]:
     number = itertools.count(1)
     try:
         with pq.ParquetFile(file) as parts:
+            columns = [name for name in parts.schema_arrow.names if name in _known_columns()]
             for part in range(parts.num_row_groups):
-                size = parts.metadata.row_group(part).total_byte_size
-                if size > LARGEST_PART:
-                    most = f"at most {LARGEST_PART:,} are taken"
-                    raise InvalidInput(f"Part {part + 1} of {file.name} has {size:,} bytes unpacked; {most}. Nothing was imported.")
-                for batch in parts.iter_batches(batch_size=READ, row_groups=[part]):
-                    yield from ((next(number), row) for row in batch.to_pylist())
+                _check_part(parts.metadata.row_group(part), f"Part {part + 1} of {file.name}")
+                for batch in parts.iter_batches(batch_size=1, row_groups=[part], columns=columns):
+                    _check_batch(batch, f"Row {(n := next(number))} of {file.name}")
+                    yield from ((n, row) for row in batch.to_pylist())
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{file.name} cannot be read as parquet ({' '.join(str(error).split())[:120]}). Nothing was imported.") from None
+
+
+def _known_columns() -> set[str]:
+    """What an import looks at: the scores of reward models are not kept."""
+    return {name for columns in COLUMNS.values() for name, _ in _split(columns)} - {"scores"}
+
+
+def _check_part(part: pyarrow.parquet.RowGroupMetaData, where: str) -> None:
+    """By what the file says of itself, before anything is unpacked."""
+    if part.total_byte_size > LARGEST_PART:
+        raise InvalidInput(f"{where} has {part.total_byte_size:,} bytes unpacked; at most {LARGEST_PART:,} are taken. Nothing was imported.")
+    for column in map(part.column, range(part.num_columns)):
+        name = column.path_in_schema.partition(".")[0]
+        most = MOST_ACTS * MOST if name == "acts" else MOST
+        if name in _known_columns() and column.num_values > most * part.num_rows:
+            found = f"{column.num_values:,} values in '{name}' for {part.num_rows:,} rows"
+            raise InvalidInput(f"{where} has {found}; at most {most:,} a row are taken. Nothing was imported.")
+
+
+def _check_batch(batch: pyarrow.RecordBatch, where: str) -> None:
+    """Before it becomes Python, where each of its values takes memory of its own."""
+    import pyarrow as pa
+
+    if batch.nbytes > LARGEST_LINE:
+        raise InvalidInput(f"{where} has more than {LARGEST_LINE:,} bytes. Nothing was imported.")
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_dictionary(column.type):  # as pandas keeps categories
+            column = column.dictionary_decode()
+        if fault := _fault(column, name, MOST_ACTS if name == "acts" else MOST):
+            raise InvalidInput(f"{where}: {fault}. Nothing was imported.")
+
+
+def _fault(values: pyarrow.Array, name: str, most: int) -> str:
+    """What is wrong with a column, or with the lists and structs in it; "" = nothing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(values.type):
+        faults = (_fault(values.field(n), values.type.field(n).name, MOST) for n in range(values.type.num_fields))
+        return next(filter(None, faults), "")
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        longest = pc.max(pc.list_value_length(values)).as_py() or 0
+        return f"'{name}' has {longest:,} entries; at most {most:,} are taken" if longest > most else _fault(values.flatten(), name, MOST)
+    plain = not (pa.types.is_nested(values.type) or isinstance(values.type, pa.BaseExtensionType) or pa.types.is_dictionary(values.type))
+    return "" if plain else f"'{name}' is a {values.type}, which no dataset has"
 
 
 def _no_number(name: str) -> None:

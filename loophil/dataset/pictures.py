@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from loophil.types import ImageRef
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 LARGEST_FILE = 64 << 20  # bytes of one picture
 LARGEST_AREA = 4096 * 4096  # pixels
+LARGEST_RATIO = 16  # of the sides: scaled by its shorter side, a strip of that area would take all memory
 
 
 def path_of(ref: ImageRef, embed: bool) -> str:
@@ -66,13 +68,20 @@ def _referred(value: Any, beside: Path | None) -> bytes:
     try:
         file = (beside / value).resolve()
         inside = file.is_relative_to(beside.resolve())
-        if inside and file.stat().st_size > LARGEST_FILE:
-            raise InvalidInput(f"The picture {value[:80]!r} has {file.stat().st_size:,} bytes; at most {LARGEST_FILE:,} are taken.")
         if inside:
-            return file.read_bytes()
+            return _read(file, value[:80])
     except (OSError, ValueError):
         raise InvalidInput(f"The picture {value[:80]!r} is not there, or cannot be read.") from None
     raise InvalidInput(f"The path {value[:80]!r} leads out of the dataset's folder.")
+
+
+def _read(file: Path, name: str) -> bytes:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+        raise InvalidInput(f"The picture {name!r} is no plain file.")
+    if status.st_size > LARGEST_FILE:
+        raise InvalidInput(f"The picture {name!r} has {status.st_size:,} bytes; at most {LARGEST_FILE:,} are taken.")
+    return file.read_bytes()
 
 
 def _suffix(picture: bytes) -> str:
@@ -80,6 +89,9 @@ def _suffix(picture: bytes) -> str:
         with Image.open(io.BytesIO(picture), formats=tuple(SUFFIXES)) as image:
             if image.width * image.height > LARGEST_AREA:
                 raise InvalidInput(f"A picture has {image.width} x {image.height} pixels; at most {LARGEST_AREA:,} in all are taken.")
+            if max(image.size) > LARGEST_RATIO * min(image.size):
+                most = f"one side may be at most {LARGEST_RATIO} times as long as the other"
+                raise InvalidInput(f"A picture has {image.width} x {image.height} pixels; {most}.")
             suffix = SUFFIXES[str(image.format)]
             image.load()
             return suffix

@@ -46,6 +46,11 @@ def read_group(row: Row, beside: Path | None) -> tuple[RatedGroup, list[bytes]]:
     raise InvalidInput("It has none of the columns 'images' (groups), 'label_0' (pairs) and 'chosen' (dpo).")
 
 
+def is_unlabelled(row: Row) -> bool:
+    """Whether it is a pair that nobody compared, whatever stands in its labels: Pick-a-Pic's `has_label`."""
+    return "images" not in row and row.get("has_label") == 0
+
+
 def _group(row: Row, beside: Path | None) -> tuple[RatedGroup, list[bytes]]:
     shown = _list(row, "images", MOST)
     if len(shown) < FEWEST:

@@ -82,7 +82,7 @@ class History(Handlers):
             return {"key": key, "part": parts}
         with self._upload.whole(key) as file:
             imported = self.session.import_dataset(file)
-        return {"imported": imported.groups, "known": imported.known}
+        return {"imported": imported.groups, "passed_over": imported.passed_over}
 
     @answering
     def forget(self, request: gr.Request, event: gr.EventData) -> Answer:

@@ -123,8 +123,8 @@ watch('value', () => {
   if (value.part !== undefined) bring(value.part, value.key);
   if (value.imported !== undefined) {
     find('.bring').value = '';
-    const before = value.known ? `, ${value.known} were there already` : '';
-    done(`${count(value.imported, 'group')} imported${before}. They teach your taste, not the LoRA.`);
+    const rest = value.passed_over ? ` (passed over: ${value.passed_over})` : '';
+    done(`${count(value.imported, 'group')} imported${rest}. They teach your taste, not the LoRA.`);
   }
   if (value.error) { find('.bring').value = ''; show('.done', false); }
   if (value.forgotten !== undefined) {
