@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from huggingface_hub import ModelCardData
 from PIL import Image
 
+from loophil.config import RUN_NAME
+from loophil.errors import InvalidInput
 from loophil.types import HUMAN
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def model_card(adapter: Adapter, format: str, name: str, pictures: Sequence[Befo
     """README.md as the Hub reads it: front matter, what was learned from what, pictures, how to load it."""
     base = public(adapter.base_model)
     front = ModelCardData(
-        base_model=base if PUBLIC.fullmatch(base) else None,  # the Hub refuses a card with anything else there
+        base_model=hub_id(adapter.base_model),  # the Hub refuses a card with anything else there
         library_name="peft" if format == "peft" else "diffusers",
         license=adapter.licence,
         pipeline_tag="text-to-image",
@@ -158,6 +160,19 @@ def _facts(adapter: Adapter) -> dict[str, str]:
 def _plain(text: str) -> str:
     """User text as Markdown that shows it and does nothing: one line, punctuation with a meaning escaped."""
     return re.sub(r"([\\`*_\[\]<>|&~#$])", r"\\\1", " ".join(text.split()))
+
+
+def check_label(name: str, trigger: str, licence: str) -> None:
+    """InvalidInput for what cannot stand on an exported file."""
+    if not re.fullmatch(RUN_NAME, name):
+        raise InvalidInput(f"{name!r} cannot name a file: use up to 64 of a-z, 0-9, _ and -.")
+    if not (trigger + licence).isprintable():
+        raise InvalidInput(f"Trigger {trigger!r} or licence {licence!r} has unprintable characters: leave them out.")
+
+
+def hub_id(base: str) -> str | None:
+    """A base that comes from the Hub, as OWNER/NAME; None for a file, a folder, the embedded model."""
+    return base if "/" in base and PUBLIC.fullmatch(base) and not Path(base).exists() else None
 
 
 def public(name: str) -> str:

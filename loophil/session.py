@@ -23,6 +23,7 @@ from loophil.errors import InvalidInput, LoopHILError
 from loophil.hub import PushStep, Repository, exported_files
 from loophil.jobs import Engine
 from loophil.loop import Loop
+from loophil.model_card import check_label
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
 from loophil.snapshots import NoSnapshots, Snapshots
@@ -261,14 +262,14 @@ class Session:
 
     def export(self, format: str = "diffusers", label: Label | None = None) -> Path:
         """The current LoRA as one file: "diffusers" or "peft" (zip of a folder), "kohya" (A1111, ComfyUI)."""
-        return self._exported(format, _to_draw(format, label), lambda path: path)
+        return self._exported(format, self._to_draw(format, label), lambda path: path)
 
     def push(self, repository: Repository, format: str = "diffusers", label: Label | None = None, *, private: bool = False) -> Iterator[PushStep]:
         """Publishes the current LoRA on the Hub, step by step: says what comes next, and last the address. The worker makes the files alone.
 
         A licence that the label leaves open is what the Hub states of the base.
         """
-        label = _to_draw(format, label)
+        label = self._to_draw(format, label)
         yield PushStep("Signing in to the Hub")
         repository.sign_in()
         if not label.licence:
@@ -293,6 +294,16 @@ class Session:
             self._loop.close()
             self._snapshots.close()
             self._store.close()
+
+    def _to_draw(self, format: str, label: Label | None) -> Label:
+        """The label with its cover prompts as they are drawn; InvalidInput for what cannot be exported."""
+        if format not in FORMATS:
+            raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
+        label = label or Label()
+        check_label(label.name or self._store.name, label.trigger, label.licence)
+        if len(label.covers) > MAX_COVERS:
+            raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
+        return replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))
 
     def _exported(self, format: str, label: Label, use: Callable[[Path], T]) -> T:
         """What `use` makes of the exported file, in the worker too: there no other export can take its place meanwhile."""
@@ -319,13 +330,3 @@ class Session:
             raise
         except Exception as error:
             raise LoopHILError(f"That failed: {str(error) or type(error).__name__}.") from error
-
-
-def _to_draw(format: str, label: Label | None) -> Label:
-    """The label with its cover prompts as they are drawn; InvalidInput for what cannot be exported."""
-    if format not in FORMATS:
-        raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
-    label = label or Label()
-    if len(label.covers) > MAX_COVERS:
-        raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
-    return replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))

@@ -82,11 +82,6 @@ def test_the_card_that_arrives_has_what_the_hub_shows(hub: StandInHub, adapter: 
     assert "65% of blind pairs (43% to 82%)" in body
 
 
-def test_a_base_whose_name_is_no_hub_id_is_left_out_of_the_front_matter(adapter: Adapter, tmp_path: Path) -> None:
-    _, files = exported_files(export(dataclasses.replace(adapter, base_model="/models/my base"), "diffusers", tmp_path))
-    assert "base_model" not in yaml.safe_load(files["README.md"].decode().split("---\n")[1])
-
-
 def test_a_second_push_is_a_second_commit_and_sends_only_what_is_new(hub: StandInHub) -> None:
     repository = Repository("ann/warm")
     repository.push(FILES, "one")
@@ -325,7 +320,8 @@ def test_the_worker_makes_the_files_and_is_free_while_they_are_sent(desk: Desk, 
 
 
 def test_nothing_is_made_on_the_hub_before_the_files_are_there(desk: Desk, hub: StandInHub) -> None:
-    for format, label in (("zip", Label()), ("peft", Label(covers=("a",) * 5)), ("peft", Label(covers=("a {cat",)))):
+    wrong = (Label("../x"), Label(trigger="a\nb"), Label(licence="\x1b"), Label(covers=("a",) * 5), Label(covers=("a {cat",)))
+    for format, label in (("zip", Label()), *(("peft", label) for label in wrong)):
         with pytest.raises(InvalidInput):
             list(desk.session.push(Repository("ann/warm"), format, label))
     assert hub.requests == []
