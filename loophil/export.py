@@ -140,7 +140,7 @@ def _modelspec(adapter: Adapter, pictures: Sequence[BeforeAfter]) -> dict[str, s
         "modelspec.title": f"{adapter.run} v{adapter.version}",
         "modelspec.resolution": f"{adapter.resolution}x{adapter.resolution}",
         "modelspec.description": f"LoRA for {base}, tuned with LoopHIL on {adapter.ratings} rated images.",
-        "modelspec.license": adapter.licence,
+        "modelspec.license": adapter.licence_name or adapter.licence,
         "loophil.base_model": base,
         "loophil.revision": adapter.revision or "",
         "loophil.rank": str(adapter.rank),

@@ -273,7 +273,8 @@ class Session:
         yield PushStep("Signing in to the Hub")
         repository.sign_in()
         if not label.licence:
-            label = replace(label, licence=repository.licence_of(self.settings.model))
+            stated = repository.licence_of(self.settings.model)
+            label = replace(label, licence=stated.id, licence_name=stated.name, licence_link=stated.link)
         yield PushStep("Making the files and their pictures")
         name, files = self._exported(format, label, exported_files)
         yield PushStep(f"Uploading {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
