@@ -21,13 +21,13 @@ from loophil.config import LIVE, Settings
 from loophil.dataset import Imported, export_dataset, import_dataset
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.hub import PushStep, Repository, exported_files
-from loophil.jobs import Engine
+from loophil.jobs import LORA, Engine, adopted
 from loophil.loop import Loop
 from loophil.model_card import check_label
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
 from loophil.snapshots import NoSnapshots, Snapshots
-from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
+from loophil.store import SET_ON_PAGE, Store, Update, to_csv, to_jsonl
 from loophil.taste import Agreement
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.understanding import TASTE
@@ -270,6 +270,8 @@ class Session:
         A licence that the label leaves open is what the Hub states of the base.
         """
         label = self._to_draw(format, label)
+        if not _learned(self._store):
+            raise InvalidInput("Nothing was learned yet that could be pushed: rate a few groups first, or roll back to a version that has learned.")
         yield PushStep("Signing in to the Hub")
         repository.sign_in()
         if not label.licence:
@@ -331,3 +333,12 @@ class Session:
             raise
         except Exception as error:
             raise LoopHILError(f"That failed: {str(error) or type(error).__name__}.") from error
+
+
+def _learned(store: Store) -> bool:
+    """Whether the version in use changes anything: not where nothing was learned yet, nor where it went back to the base."""
+    version = store.current_version()
+    while version.kind == "rollback":
+        version = store.version(version.parent or 0)
+    begins = bool(store.noted(LORA, {}).get("sha256")) and not adopted(store)  # a LoRA that becomes a version once the model is loaded
+    return version.number > 0 or begins

@@ -21,7 +21,7 @@ import loophil.session
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.export import FORMATS, export
 from loophil.hub import PushStep, Repository, exported_files
-from loophil.jobs import Engine
+from loophil.jobs import LORA, Engine
 from loophil.model_card import Adapter, BeforeAfter
 from loophil.session import Session
 from loophil.types import Label, Licence
@@ -315,6 +315,7 @@ class Desk:
 
         self.session = Session(self.loop, write)
         self.loop.start()
+        self.session.measure(lambda engine: self.loop.learner.adopt(engine, {"w": 0.5}))  # version 1: something to push
 
 
 @pytest.fixture
@@ -353,6 +354,30 @@ def test_the_card_that_arrives_names_the_base_s_own_licence(desk: Desk, hub: Sta
     link = f"{hub.url}/base/tiny/blob/main/LICENSE (1).md"
     assert [yaml.safe_load(front).get(name) for name in ("license", "license_name", "license_link")] == ["other", "flux-dev", link]
     assert f"| licence | [flux-dev]({hub.url}/base/tiny/blob/main/LICENSE%20%281%29.md) |" in body
+
+
+def test_nothing_learned_is_nothing_to_push(desk: Desk, hub: StandInHub) -> None:
+    """Neither version 0 nor one that went back to it, but what a run begins from is pushed, even before the model is loaded."""
+    none = "Nothing was learned yet"
+    for number, sentence in ((0, none), (2, none), (1, "")):
+        desk.session.rollback(number)
+        if not sentence:
+            assert list(desk.session.push(Repository("ann/warm"), "kohya"))[-1].address
+            continue
+        with pytest.raises(InvalidInput, match=sentence):
+            list(desk.session.push(Repository("ann/warm"), "kohya"))
+        assert (hub.requests, desk.labels) == ([], [])
+
+
+def test_a_new_run_is_pushed_only_where_it_begins_from_a_lora(runs: Path, adapter: Adapter, hub: StandInHub) -> None:
+    loop = fake_loop(runs, FakeEngine(), threaded=False)
+    with closing(Session(loop, lambda engine, format, label: export(adapter, format, runs / "exports"))) as session:
+        loop.start()
+        with pytest.raises(InvalidInput, match="Nothing was learned yet"):
+            list(session.push(Repository("ann/warm"), "kohya"))
+        assert hub.requests == []
+        loop.store.note(LORA, {"sha256": "abc"})
+        assert list(session.push(Repository("ann/warm"), "kohya"))[-1].address
 
 
 def test_the_worker_makes_the_files_and_is_free_while_they_are_sent(desk: Desk, hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
