@@ -182,7 +182,7 @@ def tune(given: argparse.Namespace, knobs: list[str]) -> int:
 
 def export(given: argparse.Namespace, knobs: list[str]) -> int:
     """Writes the run's current LoRA to a folder."""
-    settings = _inline(Settings.read(knobs))
+    settings = _of_a_run(_inline(Settings.read(knobs)))
     with _open(settings) as session:
         made = session.export(given.format)
         given.to.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def push(given: argparse.Namespace, knobs: list[str]) -> int:
     settings = _inline(Settings.read(knobs))
     repository = Repository(given.to)
     repository.sign_in()  # before a large model is loaded
-    with _open(settings) as session:
+    with _open(_of_a_run(settings)) as session:
         for step in session.push(repository, given.format, private=given.private):
             print(step.address or step.doing, file=sys.stdout if step.address else sys.stderr)
     return 0
@@ -220,6 +220,15 @@ def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
             new = import_dataset(store, given.source)
             print(f"{new.groups} groups with {new.acts} ratings imported into '{store.name}'; passed over: {new.passed_over or 'none'}.")
     return 0
+
+
+def _of_a_run(settings: Settings) -> Settings:
+    """The settings of a run that is there, if need be by its snapshot; RunError where there is none: it would be made, and have nothing to give."""
+    settings = bring_back(settings)
+    name = settings.run or last_opened(settings.runs)
+    if name not in list_runs(settings.runs):
+        raise RunError(f"There is no run '{name or 'first'}' in {settings.runs}: name one by --run, and its folder by --runs.")
+    return settings
 
 
 def _inline(settings: Settings) -> Settings:

@@ -259,6 +259,8 @@ def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, s
         base_model="loophil-embedded" if settings.model == "embedded" else settings.model,
         revision=store.revision(),
         licence=label.licence or licence,
+        licence_name=label.licence_name,
+        licence_link=label.licence_link,
         trigger=label.trigger,
         version=version.number,
         ratings=version.ratings,

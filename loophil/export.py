@@ -27,9 +27,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from loophil import kohya
-from loophil.config import RUN_NAME
 from loophil.errors import InvalidInput
-from loophil.model_card import WEIGHTS, Adapter, BeforeAfter, model_card, public
+from loophil.model_card import WEIGHTS, Adapter, BeforeAfter, check_label, hub_id, model_card, public
 
 STAGING = ".loophil-export"
 LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
@@ -67,10 +66,7 @@ def export(adapter: Adapter, format: str, to: Path, *, pictures: Sequence[Before
 
 def _check(adapter: Adapter) -> None:
     """Refuse what would make a broken or misleading file."""
-    if not re.fullmatch(RUN_NAME, adapter.run):
-        raise InvalidInput(f"{adapter.run!r} cannot name a file: use up to 64 of a-z, 0-9, _ and -.")
-    if not (adapter.trigger + adapter.licence).isprintable():
-        raise InvalidInput(f"Trigger {adapter.trigger!r} or licence {adapter.licence!r} has unprintable characters: leave them out.")
+    check_label(adapter.run, adapter.trigger, adapter.licence)
     if not adapter.weights:
         raise InvalidInput(f"Version {adapter.version} has no LoRA weights: rate a few groups first, then export.")
     for key, weight in adapter.weights.items():
@@ -103,7 +99,8 @@ def _diffusers(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
 def _peft(adapter: Adapter, name: str, metadata: dict[str, str]) -> Files:
     """`base_model.model.<module>.lora_A.weight` and peft's adapter_config.json."""
     tensors = {f"base_model.model.{key}": weight for key, weight in adapter.weights.items()}
-    base = {"base_model_name_or_path": public(adapter.base_model), "revision": adapter.revision}
+    known = hub_id(adapter.base_model)
+    base = {"base_model_name_or_path": known, "revision": adapter.revision if known else None}
     config = json.dumps({"peft_type": "LORA", "inference_mode": True, **base, **_lora_config(adapter)}, indent=2, sort_keys=True)
     return {"adapter_config.json": config.encode(), "adapter_model.safetensors": _safetensors(tensors, metadata)}
 
@@ -143,7 +140,7 @@ def _modelspec(adapter: Adapter, pictures: Sequence[BeforeAfter]) -> dict[str, s
         "modelspec.title": f"{adapter.run} v{adapter.version}",
         "modelspec.resolution": f"{adapter.resolution}x{adapter.resolution}",
         "modelspec.description": f"LoRA for {base}, tuned with LoopHIL on {adapter.ratings} rated images.",
-        "modelspec.license": adapter.licence,
+        "modelspec.license": adapter.licence_name or adapter.licence,
         "loophil.base_model": base,
         "loophil.revision": adapter.revision or "",
         "loophil.rank": str(adapter.rank),

@@ -13,15 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but its __init__ does not say so to type checkers
 
 from loophil.errors import InvalidInput, LoopHILError
+from loophil.model_card import TAG, WEIGHTS, hub_id
+from loophil.types import Licence
 
 TOKEN = re.compile(r"[!-~]{1,500}")  # what may stand in an HTTP header, without blanks
 TOKENS = "https://huggingface.co/settings/tokens"
 ONE_COMMIT = "the repository holds all of this push or nothing of it, so push again"
+OURS = re.compile(  # what the formats of export.py are made of
+    rf"{re.escape(WEIGHTS)}|adapter_model\.safetensors|adapter_config\.json|[a-z0-9][a-z0-9_-]*-v\d+-kohya\.safetensors|images/(base|tuned)_\d+\.png"
+)
 LONGEST_ANSWER = 300  # characters of what the Hub says that are passed on
 
 
@@ -64,25 +69,34 @@ class Repository:
                     raise self._refused() from None
                 raise
 
-    def licence_of(self, base: str) -> str:
-        """The licence that the Hub states of a base model, "" where it states none or where the base is not from there."""
-        if base.count("/") != 1 or Path(base).exists():
-            return ""
+    def licence_of(self, base: str) -> Licence:
+        """The licence that the Hub states of a base model, with nothing in it where it states none or where the base is not from there."""
+        if not hub_id(base):
+            return Licence()
         try:
             card = self._api.model_info(base).card_data
         except Exception:  # not on the Hub, closed to this person, no answer: the card then claims nothing
-            return ""
-        return card.license if card and isinstance(card.license, str) else ""
+            return Licence()
+        stated = (getattr(card, fact, None) for fact in ("license", "license_name", "license_link"))
+        id, name, link = (fact if isinstance(fact, str) and fact.isprintable() else "" for fact in stated)
+        if link and not link.startswith(("https://", "http://")):  # a file beside the base's card, which ours does not lie beside
+            link = f"{self._api.endpoint}/{base}/blob/main/{link}"
+        return Licence(id, name, link)
 
     def push(self, files: Mapping[str, bytes], message: str, *, private: bool = False) -> str:
-        """Makes the repository if need be, and one commit of all files; its address. `files` hold a README.md, the card."""
+        """Makes the repository if need be, and one commit of all files; its address. `files` hold a README.md, the card.
+
+        What an earlier push left there and this one lacks goes by the same commit: programs would load it instead.
+        """
         with self._telling(f"The connection broke off during the upload: {ONE_COMMIT}."):
             self._check_card(files["README.md"].decode())
             made = self._api.create_repo(self.name, private=private or None, exist_ok=True)
-            if private and not self._api.model_info(self.name).private:
+            there = self._api.model_info(self.name)
+            if private and not there.private:
                 raise InvalidInput(f"{self.name} is there already, and public: make it private at {made}/settings, or choose another name.")
             additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in sorted(files.items())]
-            self._api.create_commit(self.name, additions, commit_message=message)
+            deletions = [CommitOperationDelete(path) for path in _left_by_pushes(there) if path not in files]
+            self._api.create_commit(self.name, [*additions, *deletions], commit_message=message)
         return str(made)
 
     def _check_card(self, card: str) -> None:
@@ -136,6 +150,14 @@ def exported_files(path: Path) -> tuple[str, dict[str, bytes]]:
             return path.stem, {name: archive.read(name) for name in archive.namelist()}
     files = (file for file in path.parent.rglob("*") if file.is_file())
     return path.stem, {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files}
+
+
+def _left_by_pushes(there: ModelInfo) -> list[str]:
+    """The files of a repository that LoopHIL has written, but its card; none where the card is another program's."""
+    tags = there.card_data.tags if there.card_data else None
+    if not isinstance(tags, list) or TAG not in tags:
+        return []
+    return [file.rfilename for file in there.siblings or () if OURS.fullmatch(file.rfilename)]
 
 
 def _token_of_this_machine() -> str:

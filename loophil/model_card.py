@@ -7,16 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from huggingface_hub import ModelCardData
 from PIL import Image
 
+from loophil.config import RUN_NAME
+from loophil.errors import InvalidInput
 from loophil.types import HUMAN
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' own name
+TAG = "loophil"  # by which a card is known as one of these
 PUBLIC = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -27,6 +31,7 @@ class Adapter:
     weights       {"<module>.lora_A.weight": (rank, in[, h, w]), "<module>.lora_B.weight": (out, rank[, 1, 1])}, peft's bare keys
     base_model    Hub id, or a folder, of which only the last part is ever written
     architecture  ModelSpec's name of the base's class, by which A1111 knows what the file fits
+    licence       the Hub's name of it; of one that the Hub knows none for, "other", with a name and an address of its own
     created       when the version was published, Unix seconds
     rewards       weight of each source in the reward mix; people are written as one "human"
     win_rate      share of blind pairs won against the base, with its interval: (share, low, high)
@@ -44,6 +49,8 @@ class Adapter:
     component: Literal["unet", "transformer"] = "unet"
     trigger: str = ""
     licence: str = "other"
+    licence_name: str = ""
+    licence_link: str = ""
     resolution: int = 512
     architecture: str = "stable-diffusion-v1"
     created: float | None = None
@@ -108,11 +115,13 @@ def model_card(adapter: Adapter, format: str, name: str, pictures: Sequence[Befo
     """README.md as the Hub reads it: front matter, what was learned from what, pictures, how to load it."""
     base = public(adapter.base_model)
     front = ModelCardData(
-        base_model=base if PUBLIC.fullmatch(base) else None,  # the Hub refuses a card with anything else there
+        base_model=hub_id(adapter.base_model),  # the Hub refuses a card with anything else there
         library_name="peft" if format == "peft" else "diffusers",
         license=adapter.licence,
+        license_name=adapter.licence_name or None,
+        license_link=adapter.licence_link or None,
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "lora", "diffusers", "diffusers-training", "template:sd-lora", "loophil"],
+        tags=["text-to-image", "lora", "diffusers", "diffusers-training", "template:sd-lora", TAG],
         instance_prompt=adapter.trigger or None,
         widget=[{"text": p.prompt, "output": {"url": f"images/tuned_{i}.png"}} for i, p in enumerate(pictures)] or None,
     )
@@ -144,7 +153,7 @@ def _facts(adapter: Adapter) -> dict[str, str]:
         "modules": _plain(", ".join(adapter.targets)),
         "resolution": f"{adapter.resolution} x {adapter.resolution}",
         "trigger phrase": _plain(adapter.trigger) or "none: it acts on every prompt",
-        "licence": _plain(adapter.licence),
+        "licence": _licence(adapter),
     }
     if adapter.rewards:  # raters of one group share the human weight, so their entries are one
         mix = {"human" if source.startswith(HUMAN) else public(source): weight for source, weight in adapter.rewards.items()}
@@ -155,9 +164,28 @@ def _facts(adapter: Adapter) -> dict[str, str]:
     return facts
 
 
+def _licence(adapter: Adapter) -> str:
+    """Its name, which leads to its text where that is known."""
+    name = _plain(adapter.licence_name or adapter.licence)
+    return f"[{name}]({quote(adapter.licence_link, safe=':/?#&=%@+,;~')})" if adapter.licence_link else name
+
+
 def _plain(text: str) -> str:
     """User text as Markdown that shows it and does nothing: one line, punctuation with a meaning escaped."""
     return re.sub(r"([\\`*_\[\]<>|&~#$])", r"\\\1", " ".join(text.split()))
+
+
+def check_label(name: str, trigger: str, licence: str) -> None:
+    """InvalidInput for what cannot stand on an exported file."""
+    if not re.fullmatch(RUN_NAME, name):
+        raise InvalidInput(f"{name!r} cannot name a file: use up to 64 of a-z, 0-9, _ and -.")
+    if not (trigger + licence).isprintable():
+        raise InvalidInput(f"Trigger {trigger!r} or licence {licence!r} has unprintable characters: leave them out.")
+
+
+def hub_id(base: str) -> str | None:
+    """A base that comes from the Hub, as OWNER/NAME; None for a file, a folder, the embedded model."""
+    return base if "/" in base and PUBLIC.fullmatch(base) and not Path(base).exists() else None
 
 
 def public(name: str) -> str:

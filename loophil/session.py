@@ -21,12 +21,13 @@ from loophil.config import LIVE, Settings
 from loophil.dataset import Imported, export_dataset, import_dataset
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.hub import PushStep, Repository, exported_files
-from loophil.jobs import Engine
+from loophil.jobs import LORA, Engine, adopted
 from loophil.loop import Loop
+from loophil.model_card import check_label
 from loophil.prompts import clean_prompt, expand
 from loophil.repeats import Repeats
 from loophil.snapshots import NoSnapshots, Snapshots
-from loophil.store import SET_ON_PAGE, Update, to_csv, to_jsonl
+from loophil.store import SET_ON_PAGE, Store, Update, to_csv, to_jsonl
 from loophil.taste import Agreement
 from loophil.types import MAX_SEED, Act, Entry, Group, Label, Look, Mean, Pair, Receipt, Status, Tally, Version
 from loophil.understanding import TASTE
@@ -261,18 +262,21 @@ class Session:
 
     def export(self, format: str = "diffusers", label: Label | None = None) -> Path:
         """The current LoRA as one file: "diffusers" or "peft" (zip of a folder), "kohya" (A1111, ComfyUI)."""
-        return self._exported(format, _to_draw(format, label), lambda path: path)
+        return self._exported(format, self._to_draw(format, label), lambda path: path)
 
     def push(self, repository: Repository, format: str = "diffusers", label: Label | None = None, *, private: bool = False) -> Iterator[PushStep]:
         """Publishes the current LoRA on the Hub, step by step: says what comes next, and last the address. The worker makes the files alone.
 
         A licence that the label leaves open is what the Hub states of the base.
         """
-        label = _to_draw(format, label)
+        label = self._to_draw(format, label)
+        if not _learned(self._store):
+            raise InvalidInput("Nothing was learned yet that could be pushed: rate a few groups first, or roll back to a version that has learned.")
         yield PushStep("Signing in to the Hub")
         repository.sign_in()
         if not label.licence:
-            label = replace(label, licence=repository.licence_of(self.settings.model))
+            stated = repository.licence_of(self.settings.model)
+            label = replace(label, licence=stated.id, licence_name=stated.name, licence_link=stated.link)
         yield PushStep("Making the files and their pictures")
         name, files = self._exported(format, label, exported_files)
         yield PushStep(f"Uploading {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
@@ -293,6 +297,16 @@ class Session:
             self._loop.close()
             self._snapshots.close()
             self._store.close()
+
+    def _to_draw(self, format: str, label: Label | None) -> Label:
+        """The label with its cover prompts as they are drawn; InvalidInput for what cannot be exported."""
+        if format not in FORMATS:
+            raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
+        label = label or Label()
+        check_label(label.name or self._store.name, label.trigger, label.licence)
+        if len(label.covers) > MAX_COVERS:
+            raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
+        return replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))
 
     def _exported(self, format: str, label: Label, use: Callable[[Path], T]) -> T:
         """What `use` makes of the exported file, in the worker too: there no other export can take its place meanwhile."""
@@ -321,11 +335,10 @@ class Session:
             raise LoopHILError(f"That failed: {str(error) or type(error).__name__}.") from error
 
 
-def _to_draw(format: str, label: Label | None) -> Label:
-    """The label with its cover prompts as they are drawn; InvalidInput for what cannot be exported."""
-    if format not in FORMATS:
-        raise InvalidInput(f"Unknown export format {format!r}. Choose from: {', '.join(FORMATS)}.")
-    label = label or Label()
-    if len(label.covers) > MAX_COVERS:
-        raise InvalidInput(f"A file has room for {MAX_COVERS} cover prompts, not {len(label.covers)}.")
-    return replace(label, covers=tuple(expand(clean_prompt(prompt), seed=0) for prompt in label.covers))
+def _learned(store: Store) -> bool:
+    """Whether the version in use changes anything: not where nothing was learned yet, nor where it went back to the base."""
+    version = store.current_version()
+    while version.kind == "rollback":
+        version = store.version(version.parent or 0)
+    begins = bool(store.noted(LORA, {}).get("sha256")) and not adopted(store)  # a LoRA that becomes a version once the model is loaded
+    return version.number > 0 or begins

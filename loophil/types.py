@@ -9,7 +9,7 @@ Shapes: k images of a group, S trained denoising steps, (C, H, W) one latent. To
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,17 +170,28 @@ class Tally:
         return (self.tuned + self.tie / 2) / self.n if self.n else None
 
 
+class Licence(NamedTuple):
+    """What the Hub states of a model, "" = nothing. `id`: one of the Hub's, "other" for those that only `name` and `link`, an address, tell apart."""
+
+    id: str = ""
+    name: str = ""
+    link: str = ""
+
+
 @dataclass(frozen=True)
 class Label:
     """What a person wants on an exported file; "" and () = what the run and its base say.
 
     name: of the file;  trigger: the phrase that calls the LoRA up;  covers: up to four prompts, drawn before and after
+    licence_name, licence_link: of a base under a licence of its own, as the Hub states them
     """
 
     name: str = ""
     trigger: str = ""
     licence: str = ""
     covers: tuple[str, ...] = ()
+    licence_name: str = ""
+    licence_link: str = ""
 
 
 @dataclass(frozen=True)

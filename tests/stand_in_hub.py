@@ -45,7 +45,7 @@ class StandInHub:
     user: str = "ann"
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
     repositories: dict[str, bool] = field(default_factory=dict)  # name -> private
-    licences: dict[str, Any] = field(default_factory=dict)  # of base models
+    licences: dict[str, Any] = field(default_factory=dict)  # of base models; a dict is all that the card's front matter says
     models: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)  # to be downloaded by anybody
     faults: dict[str, int] = field(default_factory=dict)
     said: str = "not now"
@@ -133,10 +133,13 @@ class StandInHub:
 
     def info(self, name: str) -> tuple[int, Any]:
         if name in self.licences:
-            return 200, {"id": name, "siblings": [], "cardData": {"license": self.licences[name]}}
+            stated = self.licences[name]
+            return 200, {"id": name, "siblings": [], "cardData": stated if isinstance(stated, dict) else {"license": stated}}
         if name not in self.repositories:
             return 404, {"error": "Repository not found"}
-        return 200, {"id": name, "siblings": [], "private": self.repositories[name]}
+        files = self.files.get(name, {})
+        card = yaml.safe_load(files["README.md"].decode().split("---\n")[1]) if "README.md" in files else {}
+        return 200, {"id": name, "siblings": [{"rfilename": path} for path in files], "cardData": card, "private": self.repositories[name]}
 
     def upload_of(self, thing: dict[str, Any]) -> dict[str, Any]:
         known = {"oid": thing["oid"], "size": thing["size"]}

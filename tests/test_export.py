@@ -120,10 +120,11 @@ def test_diffusers_draws_the_same_pictures_from_the_folder(tuned: Any, tmp_path:
 
 def test_peft_draws_the_same_pictures_from_the_folder(tuned: Any, tmp_path: Path) -> None:
     adapter, expected = tuned
-    folder = unzip(export(adapter, "peft", tmp_path))
-    pipeline = tiny_pipeline()
-    pipeline.unet = PeftModel.from_pretrained(pipeline.unet, folder)
-    np.testing.assert_allclose(draw(pipeline), expected, rtol=0, atol=1e-5)
+    for base in (adapter.base_model, "/models/my base"):
+        folder = unzip(export(dataclasses.replace(adapter, base_model=base), "peft", tmp_path))
+        pipeline = tiny_pipeline()
+        pipeline.unet = PeftModel.from_pretrained(pipeline.unet, folder)
+        np.testing.assert_allclose(draw(pipeline), expected, rtol=0, atol=1e-5)
 
 
 def test_kohya_file_draws_the_same_pictures(tuned: Any, tmp_path: Path) -> None:
@@ -131,6 +132,18 @@ def test_kohya_file_draws_the_same_pictures(tuned: Any, tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     pipeline.load_lora_weights(export(adapter, "kohya", tmp_path))
     np.testing.assert_allclose(draw(pipeline), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "base", ["/models/my base", "/home/me/gpt2", "dreamshaper_8.safetensors", "gpt2", "loophil-embedded", "mine/tiny", "a/b/c", "some-org/tiny-sd"]
+)
+def test_a_base_that_is_not_from_the_hub_is_no_hub_id_anywhere(base: str, small: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    made = unzip(export(dataclasses.replace(small, base_model=base), "peft", tmp_path))
+    said = json.loads((made / "adapter_config.json").read_text())
+    known = (base, base, "abc123") if base == "some-org/tiny-sd" else (None, None, None)
+    assert (front_matter((made / "README.md").read_text()).get("base_model"), said["base_model_name_or_path"], said["revision"]) == known
 
 
 def test_every_module_is_in_the_kohya_file_with_its_alpha(tuned: Any, tmp_path: Path) -> None:
@@ -341,7 +354,7 @@ def test_no_path_and_no_rater_leaks(format: str, small: Adapter, tmp_path: Path,
     assert len(encoded) == 3
     assert [Image.open(io.BytesIO(image)).info.keys() & picture.info.keys() for image in encoded] == [set()] * 3  # a profile is compressed
     card = (home / "exports" / f"first-v7-{format}" / "README.md").read_text()
-    assert front_matter(card)["base_model"] == "mine"
+    assert "| base model | mine, revision abc123 |" in card
     assert "human 1, taste.py:blue 0.5, t.py:red 0.5" in card
 
 

@@ -21,10 +21,10 @@ import loophil.session
 from loophil.errors import InvalidInput, LoopHILError
 from loophil.export import FORMATS, export
 from loophil.hub import PushStep, Repository, exported_files
-from loophil.jobs import Engine
+from loophil.jobs import LORA, Engine
 from loophil.model_card import Adapter, BeforeAfter
 from loophil.session import Session
-from loophil.types import Label
+from loophil.types import Label, Licence
 from tests.fake_engine import FakeEngine, fake_loop
 from tests.stand_in_hub import GOOD, StandInHub
 
@@ -82,17 +82,36 @@ def test_the_card_that_arrives_has_what_the_hub_shows(hub: StandInHub, adapter: 
     assert "65% of blind pairs (43% to 82%)" in body
 
 
-def test_a_base_whose_name_is_no_hub_id_is_left_out_of_the_front_matter(adapter: Adapter, tmp_path: Path) -> None:
-    _, files = exported_files(export(dataclasses.replace(adapter, base_model="/models/my base"), "diffusers", tmp_path))
-    assert "base_model" not in yaml.safe_load(files["README.md"].decode().split("---\n")[1])
-
-
 def test_a_second_push_is_a_second_commit_and_sends_only_what_is_new(hub: StandInHub) -> None:
     repository = Repository("ann/warm")
     repository.push(FILES, "one")
     repository.push(FILES | {"lora.safetensors": b"678"}, "two")
     assert [(message, files["lora.safetensors"]) for _, message, files in hub.commits] == [("one", b"123"), ("two", b"678")]
     assert sum(request.startswith("PUT ") for request in hub.requests) == 3
+
+
+def test_a_push_takes_away_what_earlier_ones_left_and_nothing_else(
+    hub: StandInHub, adapter: Adapter, pictures: list[BeforeAfter], tmp_path: Path
+) -> None:
+    repository = Repository("ann/warm")
+    repository.push({"README.md": CARD["README.md"], "adapter_config.json": b"{}"}, "by another program")
+    others = {
+        ".gitattributes": b"",
+        "notes.md": b"mine",
+        "images/tuned_x.png": b"1",
+        "old/adapter_model.safetensors": b"2",
+        "sketch-kohya.safetensors": b"3",
+    }
+    pushed = []
+    for format, version, shown in (("diffusers", 7, pictures * 2), ("peft", 7, pictures), ("kohya", 7, pictures), ("kohya", 8, [])):
+        made = export(dataclasses.replace(adapter, version=version), format, tmp_path, pictures=shown)
+        pushed.append(exported_files(made)[1])
+        repository.push(pushed[-1], f"{format} {version}")
+        if format == "diffusers":
+            assert hub.files["ann/warm"] == pushed[0] | {"adapter_config.json": b"{}"}  # its card was not LoopHIL's
+            hub.files["ann/warm"] |= others
+        assert hub.files["ann/warm"] == (pushed[-1] | others | ({"adapter_config.json": b"{}"} if format == "diffusers" else {}))
+    assert len(hub.commits) == 5
 
 
 def test_private_is_private(hub: StandInHub) -> None:
@@ -173,6 +192,7 @@ UNREACHED = "The Hub cannot be reached at {url}: check the network, then push ag
         ("/repos/create", 0, BROKEN),
         ("/repos/create", 401, REFUSED),
         ("/repos/create", 403, NO_RIGHT),
+        ("GET /api/models/ann/warm", 0, BROKEN),
         ("/preupload", 404, NO_RIGHT),
         ("/preupload", 503, LATER.format(503)),
         ("/batch", 403, NO_RIGHT),
@@ -251,9 +271,25 @@ def test_the_licence_is_what_the_hub_states_of_the_base(hub: StandInHub, tmp_pat
     (tmp_path / "base" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     asked = ("base/free", "base/silent", "base/odd", "base/nowhere", "base/mine", "embedded")
-    assert [repository.licence_of(base) for base in asked] == ["openrail++", "", "", "", "", ""]
+    assert [repository.licence_of(base) for base in asked] == [Licence("openrail++"), *[Licence()] * 5]
     hub.faults = {"base/free": 500}
-    assert repository.licence_of("base/free") == ""
+    assert repository.licence_of("base/free") == Licence()
+
+
+def test_a_licence_that_is_in_no_list_has_its_name_and_where_it_can_be_read(hub: StandInHub) -> None:
+    hub.licences = {
+        "base/flux": {"license": "other", "license_name": "flux-dev", "license_link": "LICENSE.md"},
+        "base/sd3": {"license": "other", "license_name": "stability", "license_link": "https://stability.example/l_i"},
+        "base/odd": {"license": "other", "license_name": ["a"], "license_link": "javascript:alert(1)"},
+        "base/torn": {"license": "other", "license_name": "a\nb", "license_link": "https://a\tb"},
+    }
+    repository = Repository("ann/warm")
+    assert [repository.licence_of(base) for base in hub.licences] == [
+        Licence("other", "flux-dev", f"{hub.url}/base/flux/blob/main/LICENSE.md"),
+        Licence("other", "stability", "https://stability.example/l_i"),
+        Licence("other", "", f"{hub.url}/base/odd/blob/main/javascript:alert(1)"),
+        Licence("other"),
+    ]
 
 
 # the whole way through a session
@@ -273,10 +309,13 @@ class Desk:
                 raise self.fault
             self.labels.append(label)
             self.by = threading.current_thread()
-            return export(dataclasses.replace(adapter, licence=label.licence or "other"), format, runs / "exports")
+            name, link = label.licence_name, label.licence_link
+            made = dataclasses.replace(adapter, licence=label.licence or "other", licence_name=name, licence_link=link)
+            return export(made, format, runs / "exports")
 
         self.session = Session(self.loop, write)
         self.loop.start()
+        self.session.measure(lambda engine: self.loop.learner.adopt(engine, {"w": 0.5}))  # version 1: something to push
 
 
 @pytest.fixture
@@ -308,6 +347,39 @@ def test_a_licence_of_ones_own_is_kept(desk: Desk, hub: StandInHub) -> None:
     assert hub.repositories == {"ann/warm": True}
 
 
+def test_the_card_that_arrives_names_the_base_s_own_licence(desk: Desk, hub: StandInHub) -> None:
+    hub.licences = {"base/tiny": {"license": "other", "license_name": "flux-dev", "license_link": "LICENSE (1).md"}}
+    list(desk.session.push(Repository("ann/warm"), "kohya"))
+    _, front, body = hub.commits[0][2]["README.md"].decode().split("---\n", 2)
+    link = f"{hub.url}/base/tiny/blob/main/LICENSE (1).md"
+    assert [yaml.safe_load(front).get(name) for name in ("license", "license_name", "license_link")] == ["other", "flux-dev", link]
+    assert f"| licence | [flux-dev]({hub.url}/base/tiny/blob/main/LICENSE%20%281%29.md) |" in body
+
+
+def test_nothing_learned_is_nothing_to_push(desk: Desk, hub: StandInHub) -> None:
+    """Neither version 0 nor one that went back to it, but what a run begins from is pushed, even before the model is loaded."""
+    none = "Nothing was learned yet"
+    for number, sentence in ((0, none), (2, none), (1, "")):
+        desk.session.rollback(number)
+        if not sentence:
+            assert list(desk.session.push(Repository("ann/warm"), "kohya"))[-1].address
+            continue
+        with pytest.raises(InvalidInput, match=sentence):
+            list(desk.session.push(Repository("ann/warm"), "kohya"))
+        assert (hub.requests, desk.labels) == ([], [])
+
+
+def test_a_new_run_is_pushed_only_where_it_begins_from_a_lora(runs: Path, adapter: Adapter, hub: StandInHub) -> None:
+    loop = fake_loop(runs, FakeEngine(), threaded=False)
+    with closing(Session(loop, lambda engine, format, label: export(adapter, format, runs / "exports"))) as session:
+        loop.start()
+        with pytest.raises(InvalidInput, match="Nothing was learned yet"):
+            list(session.push(Repository("ann/warm"), "kohya"))
+        assert hub.requests == []
+        loop.store.note(LORA, {"sha256": "abc"})
+        assert list(session.push(Repository("ann/warm"), "kohya"))[-1].address
+
+
 def test_the_worker_makes_the_files_and_is_free_while_they_are_sent(desk: Desk, hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the commit is under way the worker does something else: were it held, the commit would fail."""
     monkeypatch.setattr(loophil.session, "WAIT_SECONDS", 20.0)
@@ -325,7 +397,8 @@ def test_the_worker_makes_the_files_and_is_free_while_they_are_sent(desk: Desk, 
 
 
 def test_nothing_is_made_on_the_hub_before_the_files_are_there(desk: Desk, hub: StandInHub) -> None:
-    for format, label in (("zip", Label()), ("peft", Label(covers=("a",) * 5)), ("peft", Label(covers=("a {cat",)))):
+    wrong = (Label("../x"), Label(trigger="a\nb"), Label(licence="\x1b"), Label(covers=("a",) * 5), Label(covers=("a {cat",)))
+    for format, label in (("zip", Label()), *(("peft", label) for label in wrong)):
         with pytest.raises(InvalidInput):
             list(desk.session.push(Repository("ann/warm"), format, label))
     assert hub.requests == []

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -164,6 +165,40 @@ def test_what_cannot_be_pushed_is_said_before_a_model_is_loaded(
     assert main(["push", "--to", "ann/warm"]) == 1
     assert capsys.readouterr().err.startswith("There is no Hugging Face token")
     assert not runs.exists()
+
+
+def test_a_run_that_is_not_there_is_neither_made_nor_exported_nor_pushed(
+    knobs: list[str], tmp_path: Path, runs: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").mkdir()
+    for command in (["export", "--format", "kohya", "--to", str(tmp_path / "out")], ["push", "--to", "ann/warm"]):
+        for named, name in (([], "first"), (["--run", "none"], "none"), (["--run", "none", "--snapshots", str(tmp_path / "kept")], "none")):
+            assert main([*command, *named, *knobs]) == 73
+            assert capsys.readouterr().err.startswith(f"There is no run '{name}' in ")
+    assert [folder for folder in (runs, tmp_path / "out") if folder.exists()] == []
+    assert hub.repositories == {}
+
+
+def test_a_run_that_only_its_snapshot_has_is_exported(
+    rater: Path, knobs: list[str], tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ["--run", "mine", "--snapshots", str(tmp_path / "kept"), *knobs]
+    (tmp_path / "kept").mkdir()
+    assert simulate(rater, 3, kept) == 0
+    shutil.rmtree(runs)
+    assert main(["export", "--format", "kohya", "--to", str(tmp_path / "out"), *kept]) == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine-v1-kohya.safetensors"]
+
+
+def test_what_has_learned_nothing_is_not_pushed(knobs: list[str], runs: Path, hub: StandInHub, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(open_run(runs, "mine", base_model=knobs[1], revision=None)):
+        """A new run."""
+    assert main(["push", "--to", "ann/warm", "--run", "mine", *knobs]) == 1
+    assert (
+        capsys.readouterr().err
+        == "Nothing was learned yet that could be pushed: rate a few groups first, or roll back to a version that has learned.\n"
+    )
+    assert hub.repositories == {}
 
 
 @pytest.mark.parametrize("flag", [["--token", GOOD], [f"--hf-token={GOOD}"]])

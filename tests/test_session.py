@@ -178,9 +178,10 @@ def test_export_and_measuring_get_the_engine(runs: Path, fake: FakeEngine) -> No
     ]
     session.export("peft", Label("mine", "in my style", "mit", (" a {cat|cat} ", "a dog")))
     assert made[-1][2] == Label("mine", "in my style", "mit", ("a cat", "a dog"))
-    for covers in (("a",) * 5, ("a {cat",)):
+    wrong = (Label("../x"), Label("x" * 65), Label(trigger="a\nb"), Label(licence="\x1b"), Label(covers=("a",) * 5), Label(covers=("a {cat",)))
+    for label in wrong:
         with pytest.raises(InvalidInput):
-            session.export("peft", Label(covers=covers))
+            session.export("peft", label)
     assert len(made) == 4
     assert session.measure(lambda engine: engine.device) == "fake"
     session.close()
