@@ -210,9 +210,8 @@ def dataset(given: argparse.Namespace, knobs: list[str]) -> int:
     settings = Settings.read(knobs)
     if given.way == "import":
         look(given.source)  # before a run is made for it
-    name = settings.run or last_opened(settings.runs)
-    if given.way == "export" and name not in list_runs(settings.runs):
-        raise RunError(f"There is no run '{name or 'first'}' in {settings.runs}: name one by --run, and its folder by --runs.")
+    else:
+        settings = _of_a_run(settings)
     with open_store(settings) as store:
         if given.way == "export":
             print(export_dataset(store, given.to, kind=given.what, format=given.format, images=given.images))
