@@ -1,14 +1,15 @@
 """A GPU that nobody has: what lies on it has a shape and no values, so that a program shows what memory it would take there.
 
-Its tensors are those of torch's `meta` device. A storage counts from its making until nobody holds it, in steps of 512 bytes, as CUDA's allocator
-counts; more than the card has raises what CUDA raises. What is read back from it is ones. Attention is that of PyTorch's fused kernels, which never
-hold a whole matrix of scores. Not counted: what an allocator loses between its blocks, workspaces of cuDNN and cuBLAS, CUDA itself.
+Its tensors are those of torch's `meta` device, which must not be mixed with others, as on a GPU. A storage counts from its making until nobody holds
+it, in steps of 512 bytes, as CUDA's allocator counts; more than the card has raises what CUDA raises. What is read back from it is ones. Attention is
+that of PyTorch's fused kernels, which never hold a whole matrix of scores. Not counted: what an allocator loses between its blocks, workspaces of
+cuDNN and cuBLAS, CUDA itself.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as shapes
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ON_CARD = torch.device("meta")
 BLOCK = 512
 aten = torch.ops.aten
+COPIES = (aten.copy_.default, aten._to_copy.default, aten.copy.default)
+INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._unsafe_index.Tensor)
 
 
 @contextmanager
@@ -64,10 +68,11 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        _refuse_mixing(func, [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
         if func is aten._local_scalar_dense.default and args[0].device == ON_CARD:
             return args[0].new_ones((), device="cpu").item()
         if func is aten._to_copy.default and args[0].device == ON_CARD and torch.device(kwargs.get("device") or ON_CARD) != ON_CARD:
-            return ones(args[0], kwargs.get("dtype"))
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten.copy_.default and args[1].device == ON_CARD != args[0].device:
             return args[0].fill_(1)
         made = func(*args, **kwargs)
@@ -92,14 +97,18 @@ class Card(TorchDispatchMode):
         self.used -= size
 
 
-def ones(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """As large as that, in the computer's memory, where it takes up one number."""
-    return torch.ones((), dtype=dtype or like.dtype).expand(like.shape)
+def _refuse_mixing(func: Any, tensors: Sequence[Tensor]) -> None:
+    """What CUDA refuses, too: tensors here and there in one operation, unless one of them is a single number, or it is a copy or an index."""
+    there, here = ([each for each in tensors if (each.device == ON_CARD) is on] for on in (True, False))
+    if not there or not here or func in COPIES or (func in INDEXED and tensors[0].device == ON_CARD):
+        return
+    if func in INDEXED or any(each.dim() for each in here) or not any(each.dim() for each in there):
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func} has some on the card and some in the computer's memory.")
 
 
 def load(part: nn.Module) -> None:
     """A model that was built on the card has weights that are ones then, in the computer's memory, as if it had been loaded."""
-    part._apply(ones)
+    part._apply(lambda weight: torch.ones((), dtype=weight.dtype).expand(weight.shape))
 
 
 def _attention(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

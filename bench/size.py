@@ -49,7 +49,7 @@ def run(model: str, argv: list[str]) -> int:
     base = _loaded(model, settings, ON_CARD if counted else device)
     if counted:
         with card_of(size) as card:
-            return _print(model, settings, _placed(*base, settings, ON_CARD, card), 1, card)
+            return _print(model, settings, _placed(*base, settings, ON_CARD, card), 2, card)  # only then an update has optimizers with a memory
     if size:
         _shrink(device, size)
     policy = _placed(*base, settings, device)

@@ -278,7 +278,7 @@ def export_adapter(engine: Engine, format: str, label: Label, *, store: Store, s
 
 def _same_size(store: Store, size: int) -> None:
     """A run's pictures have one size: what is learned from must fit together. ConfigError where it was begun with another."""
-    kept = store.noted(SIZE, size if store.counts().groups == 0 else 0)
+    kept = store.noted(SIZE, 0) if store.counts().groups else size
     if kept != size:
         store.close()
         raise ConfigError(f"The run '{store.name}' has draw.size {kept}, not {size}, for all of its pictures: begin a new run for another size.")

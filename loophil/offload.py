@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 
 Offload = Literal["none", "model", "group"]
 LARGE = 2**16  # elements of a weight that is worth a journey
-RESIDENT = 0.6  # of a GPU's memory: a denoiser that takes more leaves too little for pictures and gradients
+RESIDENT = 0.6  # of a GPU's memory: a denoiser that takes more leaves too little for gradients
+DECODING = 4 * 10**9  # bytes that pictures need beside the denoiser: SDXL's VAE works in float32
 SLICED, TILED = 2**21, 2**21  # pixels: of a group that is decoded picture by picture, of a picture that is decoded in tiles
 
 
@@ -30,7 +31,7 @@ def offload_of(choice: Literal["auto", "none", "model", "group"], denoiser: int,
     if memory is None or choice == "none":
         return "none"
     if choice == "auto":
-        return "group" if denoiser > RESIDENT * memory else "model"
+        return "group" if denoiser > RESIDENT * memory or denoiser + DECODING > memory else "model"
     return choice
 
 

@@ -31,6 +31,7 @@ from loophil.prompt_cache import NoPromptCache, digest_of
 
 LEARNER, PUBLISHED, ORIGIN, BASE = "learner", "published", "origin", "base"
 CACHED_PROMPTS = 256
+ENCODING = 0.9  # of what is free on the device may be taken by text encoders: they need room to work, too
 COMPILER: dict[str, Any] = {"backend": "inductor", "dynamic": True}  # dynamic: micro-batches and drawings differ in size
 COMPILED_VARIANTS = 32  # of the denoiser: each adapter, with and without gradients
 
@@ -217,7 +218,7 @@ class Policy:
         key = (self._encoders_digest, str(self.dtype), str(self.latent_shape), prompt, negative_prompt)
         kept = self._cache.read(key)
         if kept is None:
-            fits = self.gauge is None or size_of(*encoders) < self.gauge.free()
+            fits = self.gauge is None or size_of(*encoders) < ENCODING * self.gauge.free()
             with visiting(encoders, self.device if fits else home):
                 kept = self.family.encode(prompt, negative_prompt)
             self._cache.write(key, kept)

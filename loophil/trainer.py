@@ -11,7 +11,6 @@ a waiting person's drawing can slip in; where memory runs out they get smaller. 
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -44,15 +43,20 @@ FORWARD_PROCESS = "forward_process"
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A lesson with its stored tensors and prompt embeddings, ready for the device. `trajectory.latents` may be empty (S = 0).
+    """A lesson with its stored tensors, ready for the device. `trajectory.latents` may be empty (S = 0).
 
-    drawn_by: reads the weights of the policy that drew it, None = the reference's
+    words: encodes its prompt, if that is not known;  drawn_by: reads the weights of the policy that drew it, None = the reference's
     """
 
     lesson: Lesson
     trajectory: Trajectory
-    embeddings: Embeddings
+    words: Callable[[], Embeddings]
     drawn_by: Callable[[], Weights | None] = lambda: None
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Of its prompt, when it is its turn: an update knows more groups than it comes to."""
+        return self.words()
 
     @property
     def advantages(self) -> torch.Tensor:
@@ -105,9 +109,9 @@ class Trainer:
         return {TRAJECTORY: self.learn.learning_rate, FORWARD: self.learn.forward_learning_rate}
 
     def example(self, lesson: Lesson, trajectory: Trajectory, drawn_by: Callable[[], Weights | None] = lambda: None) -> Example:
-        """A lesson made ready: its tensors and its prompt's embeddings; drawn_by: see Example."""
+        """A lesson made ready; drawn_by: see Example."""
         group = lesson.group
-        return Example(lesson, trajectory, self.policy.encode_prompt(group.prompt, group.settings.negative_prompt), drawn_by)
+        return Example(lesson, trajectory, partial(self.policy.encode_prompt, group.prompt, group.settings.negative_prompt), drawn_by)
 
     def update(self, examples: Sequence[Example]) -> Steps:
         """Trains the learner on all examples but those without an advantage; yields how far it is between micro-batches, returns UpdateStats.
@@ -138,7 +142,7 @@ class Trainer:
             yield meter.reached("compiling the model: the first update is slow")
             self._warm = True
         weights = self.policy.weights(LEARNER)
-        states = {part: copy.deepcopy(optimizer.state_dict()) for part, optimizer in self.optimizers.items()}
+        states = {key: value.clone() for key, value in state_of(self.optimizers).items()}  # not on the device, which may be small
         try:
             for example in telling:
                 _refuse_non_finite(example)
@@ -149,8 +153,7 @@ class Trainer:
                 yield from self._forward_pass(telling, meter, first=number == 0)
         except Exception:
             self.policy.train_from(weights)
-            for part, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(states[part])
+            restore(self.optimizers, states, eight_bit=self.policy.memory.adam_8bit)
             raise
         return meter.stats([e.lesson for e in examples], {e.lesson.group.id for e in young}, time.monotonic() - started)
 

@@ -7,6 +7,7 @@ the same order inside the caller's call.
 
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -42,6 +43,13 @@ def stop(job: Job) -> None:
     """Fails a job that will not be run, unless whoever waited for it has given up."""
     if job.future.set_running_or_notify_cancel():
         job.future.set_exception(Stopped(CLOSED))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """What failed holds on to its variables by its traceback, a model or its activations among them: these go, and the traceback stays."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class Plan(Protocol):
@@ -160,6 +168,7 @@ class Worker:
                 result = self._in_steps(job, result)
         except Exception as failure:
             error = failure
+            _let_go(failure)
         except BaseException as failure:  # Ctrl+C where there is no thread: not for the plan to survive
             job.future.set_exception(failure)
             raise

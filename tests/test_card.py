@@ -79,6 +79,21 @@ def test_what_is_read_back_is_ones(card: Card) -> None:
     assert real.copy_(here).device == ON_CARD
 
 
+def test_what_is_there_and_what_is_here_cannot_be_mixed(card: Card) -> None:
+    there, here = torch.zeros(3, 3, device=ON_CARD), torch.zeros(3, 3)
+    mixtures: list[Callable[[], Any]] = [
+        lambda: there @ here,
+        lambda: there + here,
+        lambda: functional.linear(there, here),
+        lambda: here[there[0].long()],
+    ]
+    for mixed in mixtures:
+        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+            mixed()
+    assert (there * torch.tensor(2.0) + 1)[torch.tensor([0])].device == ON_CARD
+    assert there.copy_(here) is there
+
+
 def test_a_model_that_is_loaded_takes_up_no_memory_until_it_is_moved_there(card: Card) -> None:
     layer = torch.nn.Linear(PAGE // 4, 1, device=ON_CARD)
     load(layer)

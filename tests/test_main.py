@@ -272,7 +272,10 @@ def test_settings_that_cannot_work_end_with_78_and_one_line(
 
 
 def test_run_that_cannot_be_opened_ends_with_73_and_one_line(rater: Path, knobs: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(open_run(runs, "mine", base_model="another", revision=None)):
+    from tests.test_dataset import add
+
+    with closing(open_run(runs, "mine", base_model="another", revision=None)) as store:
+        add(store)
         assert simulate(rater, 4, [*knobs, "--run", "mine"]) == 73
         assert "open in another process" in capsys.readouterr().err
     assert simulate(rater, 4, [*knobs, "--run", "mine"]) == 73

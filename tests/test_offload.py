@@ -26,15 +26,17 @@ each_family = pytest.mark.parametrize("build", FAMILIES.values(), ids=list(FAMIL
     [
         ("auto", 99, None, "none"),
         ("group", 1, None, "none"),
-        ("auto", 60, 100, "model"),
-        ("auto", 61, 100, "group"),
-        ("none", 99, 100, "none"),
-        ("model", 99, 100, "model"),
-        ("group", 1, 100, "group"),
+        ("auto", 24, 40, "model"),
+        ("auto", 25, 40, "group"),  # more than 60%
+        ("auto", 4, 8, "model"),
+        ("auto", 5, 8, "group"),  # no room for decoding
+        ("none", 39, 40, "none"),
+        ("model", 39, 40, "model"),
+        ("group", 1, 40, "group"),
     ],
 )
 def test_what_a_choice_means_depends_on_the_device_s_memory_and_the_denoiser(choice: Any, denoiser: int, memory: int | None, found: str) -> None:
-    assert offload_of(choice, denoiser, memory) == found
+    assert offload_of(choice, denoiser * 10**9, None if memory is None else memory * 10**9) == found
 
 
 def test_the_size_is_that_of_the_weights() -> None:

@@ -5,6 +5,8 @@ Threads meet at events and futures, never at a sleep; a test that would hang fai
 
 import functools
 import threading
+import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -298,3 +300,24 @@ def test_ctrl_c_without_a_thread_reaches_the_caller(plan: Notes) -> None:
     with pytest.raises(KeyboardInterrupt):
         worker.submit("drawing", fail(KeyboardInterrupt()))
     assert worker.submit("drawing", lambda: 8).result() == 8
+
+
+def test_what_a_failed_job_held_is_let_go_and_where_it_failed_stays_known() -> None:
+    class Held:
+        """A model, or its activations."""
+
+    alive: list[weakref.ref[Held]] = []
+
+    def job() -> None:
+        held = Held()
+        alive.append(weakref.ref(held))
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise ValueError("out of memory") from cause
+
+    worker = Worker(Notes(), threaded=False)
+    error = worker.submit("drawing", job).exception()
+    assert [ref() for ref in alive] == [None]
+    assert error is not None
+    assert [frame.name for frame in traceback.extract_tb(error.__traceback__)][-1] == "job"
