@@ -894,10 +894,12 @@ def test_rows_of_the_strip_that_a_restart_left_open_are_filled(staged: Staged) -
 
 def test_the_strip_is_due_before_the_model_is_loaded(runs: Path) -> None:
     """So that who looks meanwhile asks again."""
-    with closing(fake_loop(runs, FakeEngine(), threaded=False)) as loop:
-        assert loop.watched().pictures() == {}
+    fake = FakeEngine()
+    seen: dict[str, dict[int, dict[int, str]]] = {}
+    with closing(fake_loop(runs, fake, threaded=False)) as loop:
+        fake.hold = lambda what: seen.update({what: seen.get(what) or loop.watched().pictures()})
         loop.start()
-        assert loop.watched().pictures() == {0: dict.fromkeys(range(4), "")}
+    assert seen["load"] == {0: dict.fromkeys(range(4), "")}
 
 
 def test_the_strip_is_drawn_anew_by_other_settings(staged: Staged) -> None:
