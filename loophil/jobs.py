@@ -1,8 +1,7 @@
-"""The jobs that the loop gives the worker: draw a group, score it, learn and publish, roll back, redraw the strip.
+"""The jobs that the loop gives the worker: draw a group, score it, learn and publish, roll back. The strip's are in strip.py.
 
     Engine     what needs the device: policy, sampler, trainer, rewards
     Studio     prompts -> groups and pictures in the store
-    Strip      the same prompts by every version
     Learner    ratings and scores in the store -> updates -> versions in the store
 
 When each is done, and for whom, is decided in loop.py. Everything here runs in the worker's thread.
@@ -25,7 +24,7 @@ from PIL import Image
 from loophil.config import Learn, Settings
 from loophil.errors import RunError, UnknownVersion
 from loophil.lessons import lessons_of
-from loophil.prompts import PromptSource, expand
+from loophil.prompts import PromptSource
 from loophil.store import Store
 from loophil.types import DrawSettings, Group, Lesson, Look, Trajectory, UpdateStats, Version
 from loophil.understanding import SCALE, TASTE, Understanding
@@ -45,9 +44,6 @@ LOADING, DRAWING, UPDATING = "loading the model", "drawing", "updating"  # names
 REPLAYED_GROUPS = 256
 RECENT_GROUPS = 64
 TRIES = 2  # of a rating whose update fails, each time with something new beside it
-STRIP_SEED, STRIP_PROMPTS = 7, 4
-STRIP_SECONDS = 30.0  # so long a version's first picture waits for a quiet moment
-STRIP_BACK = 8  # versions whose pictures are still drawn when newer ones have come
 ADAPTER = "adapter.safetensors"
 CLOSED = "The program was closed during this update."
 LORA = "lora"  # the note of a run's rank, alpha and targets, and of the SHA-256 of the LoRA it began from, "" = the base
@@ -166,55 +162,6 @@ class Studio:
         weights = engine.policy.read(self.store.version_path(look.version) / ADAPTER)
         with engine.policy.wearing(weights, look.strength):
             return engine.sampler.pictures(prompt, draw, (seed,), who="published")[0]
-
-
-class Strip:
-    """The same few prompts at one seed, drawn by each version in a quiet moment: what the ratings have done, for the eye.
-
-    The first prompt comes before the others; of each the newest version, then the base that it is held against, then those between.
-    `prompts`: what is drawn, wildcards filled in.
-    """
-
-    def __init__(self, studio: Studio, clock: Callable[[], float]) -> None:
-        self.prompts = [expand(prompt, seed=STRIP_SEED) for prompt in studio.prompts.prompts[:STRIP_PROMPTS]]
-        self._studio, self._clock = studio, clock
-        self._due: dict[tuple[int, int], float] = {}  # (version, prompt's number) -> since when
-
-    def want(self, version: int) -> None:
-        """A version's pictures are due, save for those that are there; of the versions before, only the newest still get theirs."""
-        drawn = self.pictures().get(version, {})
-        due = {(version, which): self._clock() for which in range(len(self.prompts)) if which not in drawn}
-        self._due = due | {key: since for key, since in self._due.items() if key[0] == 0 or key[0] > version - STRIP_BACK}
-
-    @property
-    def due(self) -> bool:
-        """Whether something is to be drawn."""
-        return bool(self._due)
-
-    @property
-    def late(self) -> bool:
-        """Whether no picture was drawn for so long, with a first prompt due, that this no longer waits for a quiet moment."""
-        return any(which == 0 and self._clock() - since > STRIP_SECONDS for (_, which), since in self._due.items())
-
-    def draw(self, engine: Engine) -> None:
-        """The next picture."""
-        newest = max(version for version, _ in self._due)
-        version, which = min(self._due, key=lambda due: (due[1], due[0] != newest, due[0] != 0, -due[0]))
-        del self._due[version, which]
-        self._due = dict.fromkeys(self._due, self._clock())  # who is busy waits for one picture at a time
-        picture = self._studio.picture(engine, self.prompts[which], STRIP_SEED, Look(version))
-        staging = self._studio.store.images / f"strip-{version}-{which}.tmp"
-        staging.write_bytes(_png(picture))
-        staging.replace(staging.with_suffix(".png"))
-
-    def pictures(self) -> dict[int, dict[int, str]]:
-        """{version: {prompt's number: picture file}}, oldest version first."""
-        drawn: dict[int, dict[int, str]] = {}
-        files = self._studio.store.images.glob("strip-*-*.png")
-        for file in sorted(files, key=lambda path: [int(number) for number in path.stem.split("-")[1:]]):
-            version, which = (int(number) for number in file.stem.split("-")[1:])
-            drawn.setdefault(version, {})[which] = file.name
-        return drawn
 
 
 class Learner:

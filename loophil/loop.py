@@ -24,11 +24,12 @@ from loophil.alarms import Watch
 from loophil.config import Settings
 from loophil.decide import Situation, decide
 from loophil.errors import ConfigError, InvalidInput
-from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Learner, Strip, Studio
+from loophil.jobs import DRAWING, LOADING, UPDATING, Engine, Learner, Studio
 from loophil.pace import Pace
 from loophil.prompts import PromptSource
 from loophil.stock import Stock, prefetch_target
 from loophil.store import Store
+from loophil.strip import Strip
 from loophil.trouble import Troubles
 from loophil.types import Group, Look, Status, UpdateStats, Version
 from loophil.understanding import Understanding
@@ -90,6 +91,7 @@ class Loop:
             untaught = [taught.group for taught in self.store.learnable_groups() if taught.fresh]
             for group in (group for group in (*unrated, *untaught) if self.studio.missing(group)):
                 self._unscored.add(group)
+        self.strip.renew()
         self._recount()
         self.worker.start()
 
@@ -242,8 +244,7 @@ class Loop:
             self._news = True
             self._troubles.failed(job.name, error)
             if job.name in (LOADING, DRAWING):
-                hopeless = self._engine is None and isinstance(error, ConfigError)
-                self._rest_until = math.inf if hopeless else self._clock() + REST_SECONDS
+                self._rest_until = math.inf if self._engine is None and isinstance(error, ConfigError) else self._clock() + REST_SECONDS
         self._tell(memory=self._engine.memory() if self._engine else None)
 
     @property
@@ -283,14 +284,13 @@ class Loop:
         self.learner.restore(engine, version.number)
         self._engine, self._rest_until = engine, -math.inf
         self._troubles.over(LOADING)
-        for number in {0, version.number}:
-            self.strip.want(number)
         self._tell(device=engine.device, policy_version=version.number, version_created=version.created)
         return engine
 
     def _adjust(self, settings: Settings, engine: Engine) -> None:
         self._tell(note=engine.note(settings) or None)
         self.settings = self.studio.settings = self.learner.settings = settings
+        self.strip.renew()
         engine.trainer.adjust(settings.learn)
         self._news = self._said = True
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from loophil import jobs
-from loophil.jobs import ADAPTER, LORA, STRIP_SEED, Engine, Learner, Strip, Studio, adopted
+from loophil.jobs import ADAPTER, LORA, Engine, Learner, Studio, adopted
 from loophil.prompts import PromptSource
 from loophil.store import Store, open_run
 from loophil.types import Act, DrawSettings, Group, Look, UpdateStats, Version
@@ -165,43 +164,6 @@ def test_closing_in_the_middle_leaves_the_update_aborted(store: Store, runs: Pat
     steps.close()
     assert [(update.status, update.reason) for update in store.updates()] == [("aborted", "The program was closed during this update.")]
     assert store.counts().pending == 1
-
-
-def test_strip_pictures_are_whole_and_in_order(store: Store, runs: Path) -> None:
-    """First prompts before others, newest versions before older ones, and nothing for versions that were left far behind."""
-    room = Room(store, runs)
-    strip = Strip(room.studio, room.fake.clock)
-    for _ in range(11):
-        room.draw()
-        room.update()
-    for version in (0, 2, 3, 11):
-        strip.want(version)
-    drawn: list[set[str]] = []
-    while strip.due:
-        strip.draw(room.engine)
-        drawn.append({path.name for path in store.images.glob("strip*")} - {name for names in drawn for name in names})
-    assert [name for names in drawn for name in names] == [f"strip-{version}-{i}.png" for i in range(4) for version in (11, 0)]
-    assert strip.pictures() == {version: {i: f"strip-{version}-{i}.png" for i in range(4)} for version in (0, 11)}
-    strip.want(11)
-    assert not strip.due
-    assert list(store.images.glob("*.tmp")) == []
-
-
-def test_passed_by_versions_get_their_own_picture_later(store: Store, runs: Path) -> None:
-    room = Room(store, runs)
-    strip, drawn = Strip(room.studio, room.fake.clock), {}
-    for _ in range(3):
-        room.draw()
-        version = room.update()[0].number
-        drawn[version] = room.studio.picture(room.engine, strip.prompts[0], STRIP_SEED, Look(version)).tobytes()
-    assert len(set(drawn.values())) == 3
-    strip.want(1)
-    strip.want(3)
-    while strip.due:
-        strip.draw(room.engine)
-    for version in (1, 3):
-        assert Image.open(store.images / f"strip-{version}-0.png").tobytes() == drawn[version]
-    assert room.fake.version == 3
 
 
 def test_a_picture_by_strength_lies_between_base_and_tuned(store: Store, runs: Path) -> None:

@@ -26,6 +26,7 @@ STOREYS = {
     "loophil.loop": 6,
     "loophil.alarms": 5,
     "loophil.trouble": 5,
+    "loophil.strip": 5,
     "loophil.blind": 4,
     "loophil.repeats": 4,
     "loophil.jobs": 4,

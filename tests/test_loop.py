@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from loophil.errors import ConfigError, InvalidInput, LearningError
 from loophil.jobs import Engine
 from loophil.loop import MOST_OWED, Loop
 from loophil.session import Session
+from loophil.strip import STRIP_BACK
 from loophil.types import GO_ON, RETRY, Act, Group, Lesson
 from loophil.understanding import FEWEST
 from tests.fake_engine import DRAW_SECONDS, UPDATE_SECONDS, FakeEngine, fake_loop, no_export
@@ -859,13 +861,62 @@ def test_strip_is_drawn_for_those_who_look(staged: Staged) -> None:
     stage.run()
     assert list(stage.session.images.glob("strip*")) == []
     prompts, pictures = stage.session.strip()
-    assert (prompts, pictures) == (["picture number 0", "picture number 1", "picture number 2", "picture number 3"], {})
+    assert prompts == ["picture number 0", "picture number 1", "picture number 2", "picture number 3"]
+    assert pictures == {0: dict.fromkeys(range(4), "")}  # due
     stage.run()
-    assert stage.session.strip()[1] == {0: {i: f"strip-0-{i}.png" for i in range(4)}}
+    assert strip_of(stage) == {0: [f"strip-0-{i}" for i in range(4)]}
     teach(stage)
     stage.session.strip()
     stage.run()
-    assert stage.session.strip()[1] == {version: {i: f"strip-{version}-{i}.png" for i in range(4)} for version in (0, 1)}
+    assert strip_of(stage) == {version: [f"strip-{version}-{i}" for i in range(4)] for version in (0, 1)}
+
+
+def strip_of(stage: Stage) -> dict[int, list[str]]:
+    """{version: its pictures, without what decided them}; "" = due."""
+    return {version: [file.rpartition("-")[0] for file in files.values()] for version, files in stage.session.strip()[1].items()}
+
+
+def test_rows_of_the_strip_that_a_restart_left_open_are_filled(staged: Staged) -> None:
+    """Looked at only after the restart, and nothing was drawn for it before: all of the newest versions and the base, and nothing is due then."""
+    stage = staged()
+    for _ in range(STRIP_BACK + 1):
+        teach(stage)
+    stage.run()
+    stage.session.close()
+    again = staged()
+    for _ in range(3):  # as the page does while something is due
+        again.session.strip()
+        again.run()
+    newest = range(2, STRIP_BACK + 2)
+    assert strip_of(again) == {version: [f"strip-{version}-{i}" for i in range(4)] for version in (0, *newest)}
+    assert not again.loop.strip.due
+
+
+def test_the_strip_is_due_before_the_model_is_loaded(runs: Path) -> None:
+    """So that who looks meanwhile asks again."""
+    fake = FakeEngine()
+    seen: dict[str, dict[int, dict[int, str]]] = {}
+    with closing(fake_loop(runs, fake, threaded=False)) as loop:
+        fake.hold = lambda what: seen.update({what: seen.get(what) or loop.watched().pictures()})
+        loop.start()
+    assert seen["load"] == {0: dict.fromkeys(range(4), "")}
+
+
+def test_the_strip_is_drawn_anew_by_other_settings(staged: Staged) -> None:
+    """Of this moment: a model brings its own when it is loaded."""
+    stage = staged()
+    stage.fake.drawing = {"draw.guidance_scale": 1.5}
+    stage.session.strip()
+    stage.run()
+    drawn = stage.session.strip()[1]
+    assert [all(files.values()) for files in drawn.values()] == [True]
+    stage.loop.adjust(stage.session.settings.changed({"learn.beta": 0.75}))
+    stage.run()
+    assert stage.session.strip()[1] == drawn
+    stage.loop.adjust(stage.session.settings.changed({"draw.negative_prompt": "blue"}))
+    stage.run()
+    anew = stage.session.strip()[1]
+    assert set(anew[0].values()) & {"", *drawn[0].values()} == set()
 
 
 def test_strip_does_not_starve_under_a_fast_rater(staged: Staged) -> None:
@@ -873,7 +924,7 @@ def test_strip_does_not_starve_under_a_fast_rater(staged: Staged) -> None:
     stage.run(until=10.0)
     stage.fake.clock.at(10.0, Rater(stage, 1.0, until=120.0).look)
     stage.run(until=110.0)
-    assert 2 <= len(stage.session.strip()[1]) <= 6
+    assert 2 <= sum(any(files.values()) for files in stage.session.strip()[1].values()) <= 6
 
 
 def test_automatic_rounds_follow_ratings_and_learn_from_the_rewards(staged: Staged) -> None:

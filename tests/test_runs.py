@@ -108,6 +108,7 @@ def test_a_new_start_opens_the_last_run_as_it_was_unless_a_flag_says_otherwise(s
     again.close()
     again = Runs(Settings(runs=runs, rewards={"clip_score": 2.0}).changed({"loop.threaded": False, "draw.num_images_per_prompt": 2}), build)
     assert (again.session.k, again.session.settings.rewards) == (2, {"clip_score": 2.0})
+    again.session.new_group()
     again.close()
     with pytest.raises(RunError, match="belongs to other"):
         Runs(Settings(runs=runs, model="fake"), build)

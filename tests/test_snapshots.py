@@ -6,6 +6,7 @@ On a folder, and through the real huggingface_hub against a stand-in on loopback
 import json
 import logging
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,12 +176,40 @@ def newest_file(seal: Path) -> Path:
     return file
 
 
-def test_where_no_set_is_whole_nothing_comes_back(kept: Kept, place: Noting, tmp_path: Path) -> None:
+def test_where_no_set_is_whole_no_run_is_opened_in_its_place(kept: Kept, place: Noting, tmp_path: Path) -> None:
     kept.rate()
     kept.look()
     (tmp_path / "kept" / kept.sets()[0]).write_text("")
-    assert restore(place, tmp_path / "new") is None
+    with pytest.raises(RunError, match=r"No snapshot of the run 'first' is complete, so no run was opened: name another run with --run, or empty"):
+        bring_back(Settings(runs=tmp_path / "new", snapshots=str(tmp_path / "kept")))
     assert list_runs(tmp_path / "new") == []
+    assert restore(place, tmp_path / "new", "second") is None  # of that name nothing was kept
+
+
+def test_what_has_gone_from_the_place_is_sent_again(kept: Kept, tmp_path: Path) -> None:
+    kept.rate()
+    kept.look()
+    shutil.rmtree(tmp_path / "kept" / "first")
+    kept.rate()
+    kept.snapshots.look(last=True)  # at once: a folder is asked each time
+    assert kept.session.status().note == "A note."
+    assert restore(kept.place, tmp_path / "new") == "first"
+    with closing(open_run(tmp_path / "new", "first", base_model="fake", revision=None)) as store:
+        assert store.counts().rated_groups == 2
+
+
+def test_a_folder_that_has_gone_is_said_and_not_made_again(kept: Kept, tmp_path: Path) -> None:
+    kept.rate()
+    kept.look()
+    (tmp_path / "kept").rename(tmp_path / "away")
+    kept.rate()
+    kept.look()
+    assert re.match(r"The run could not be kept elsewhere: The folder .*kept is not there any more: mount it", kept.session.status().note or "")
+    assert not (tmp_path / "kept").exists()
+    (tmp_path / "away").rename(tmp_path / "kept")
+    kept.look()
+    assert kept.session.status().note == "A note."
+    assert restore(kept.place, tmp_path / "new") == "first"
 
 
 def test_a_file_that_was_cut_off_is_sent_again(kept: Kept, tmp_path: Path) -> None:
@@ -420,3 +449,27 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(
         assert kept.session.status().note == "A note."
     assert re.match(rf"The run could not be kept elsewhere: .*{sentence}.* It is tried again every minute\.", said)
     assert GOOD not in said + caplog.text
+
+
+@pytest.mark.parametrize("address", ON_HUB)
+def test_what_has_gone_from_the_hub_is_sent_again_and_it_is_asked_once_a_minute(
+    address: str, hub: StandInHub, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(runs, place_of(address))  # type: ignore[arg-type]
+    asked, ask = [], kept.place.listed
+
+    def listed(under: str = "") -> dict[str, int]:
+        asked.append(under)
+        return ask(under)
+
+    monkeypatch.setattr(kept.place, "listed", listed)
+    with closing(kept.session):
+        kept.rate()
+        kept.look()
+        hub.files[address.removeprefix("hf://").removesuffix("/loop")].clear()
+        kept.rate()
+        kept.look()
+        kept.rate()
+        kept.snapshots.look(last=True)  # in the same minute
+    assert asked == ["first", "first"]
+    assert bring_back(Settings(runs=tmp_path / "new", snapshots=address)).run == "first"

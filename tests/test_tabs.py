@@ -63,6 +63,28 @@ def test_progress_draws_nothing_twice_and_nothing_while_it_is_out_of_sight(desk:
     expect(page.locator(".lh-grid tbody th")).to_have_text(["v2", "v1", "base"])
 
 
+def test_progress_asks_again_while_a_picture_is_due_and_no_longer(desk: tuple[FakeSession, Page], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two prompts the base has the first and lacks the second: due, then drawn by nobody any more."""
+    session, page = desk
+    row, asked = {0: session.picture(1000), 1: ""}, []
+
+    def strip() -> tuple[list[str], dict[int, dict[int, str]]]:
+        asked.append(len(row))
+        return ["a red circle", "two blue stars"], {0: row}
+
+    monkeypatch.setattr(session, "strip", strip)
+    page.get_by_role("tab", name="Progress").click()
+    expect(page.locator(".lh-grid td img")).to_have_count(1)
+    expect(page.locator(".lh-grid td")).to_have_count(2)
+    page.wait_for_timeout(5000)
+    assert len(asked) > 1
+    del row[1]
+    page.wait_for_timeout(5000)
+    asked.clear()
+    page.wait_for_timeout(7000)
+    assert asked == []
+
+
 def test_progress_with_5000_versions_leaves_the_page_free(desk: tuple[FakeSession, Page], monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread's share while a version comes every second, with two curves of 5,000 points in the store."""
     session, page = desk

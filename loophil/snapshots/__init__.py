@@ -69,7 +69,8 @@ class Snapshots:
         self._kept = (0, 0)  # version and ratings of the newest set
         self._not_before = -math.inf
         self._taken = 0
-        self._there: dict[str, int] | None = None  # what the place has of this run; None = to be asked
+        self._there: dict[str, int] = {}  # what the place has of this run
+        self._listed = -math.inf  # when it was asked
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}  # file -> (size and time of change, sha256)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="loophil-snapshots", daemon=True)
@@ -94,7 +95,7 @@ class Snapshots:
         try:
             self._take()
         except Exception as error:
-            self._there = None
+            self._listed = -math.inf
             reason = str(error) if isinstance(error, LoopHILError) else f"{type(error).__name__}."
             self.note = f"The run could not be kept elsewhere: {reason} It is tried again every minute."
             log.warning("Snapshot of the run '%s': %s", self._store.name, reason)
@@ -116,8 +117,8 @@ class Snapshots:
     def _take(self) -> None:
         """Sends one set: the database first, then the files, since a file is on disk before the row that names it."""
         name, staging = self._store.name, self._store.path / ".snapshot"
-        if self._there is None:
-            self._there = self._place.listed(name)
+        if (now := self._clock()) - self._listed >= self._place.lasts:  # what has gone from there is sent again
+            self._there, self._listed = self._place.listed(name), now
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -146,7 +147,7 @@ class Snapshots:
                 digest, size = self._staged(part, staged)
                 files[part] = digest, size
                 at = _name(self._store.name, part, digest)
-                if (self._there or {}).get(at) != size:
+                if self._there.get(at) != size:
                     new[at] = staged
                 else:
                     staged.unlink()
@@ -170,7 +171,7 @@ class Snapshots:
 
     def _outdated(self, begun: int, deletions: int) -> Iterator[str]:
         """The sets of this run that go: all but the newest, and those that still hold what a rater has deleted since."""
-        sets = [found for found in map(SET.fullmatch, self._there or {}) if found and int(found["begun"]) == begun]
+        sets = [found for found in map(SET.fullmatch, self._there) if found and int(found["begun"]) == begun]
         sets.sort(key=lambda found: int(found["taken"]), reverse=True)
         for place, found in enumerate(sets):
             if place >= KEPT - 1 or int(found["deletions"]) != deletions:
@@ -199,7 +200,10 @@ def bring_back(settings: Settings) -> Settings:
 
 
 def restore(place: Place, runs: Path, name: str | None = None) -> str | None:
-    """Puts the newest complete set of this run (None = of the run that was kept last) into the runs folder; its name, None = there is none."""
+    """Puts the newest complete set of this run (None = of the run that was kept last) into the runs folder; its name, None = there is no set.
+
+    RunError where there are sets and none is complete.
+    """
     listed = place.listed(name or "")
     sets = [found for found in map(SET.fullmatch, listed) if found and name in (None, found["run"])]
     for found in sorted(sets, key=lambda found: int(found["taken"]), reverse=True):
@@ -220,7 +224,10 @@ def restore(place: Place, runs: Path, name: str | None = None) -> str | None:
                 shutil.rmtree(staging, ignore_errors=True)
         log.warning("The run '%s' was brought back from the snapshot %s, %d files.", run, found.string, len(files))
         return run
-    return None
+    if not sets:
+        return None
+    names = " and ".join(sorted({f"'{found['run']}'" for found in sets}))
+    raise RunError(f"No snapshot of the run {names} is complete, so no run was opened: name another run with --run, or empty that place.")
 
 
 def _fetched(place: Place, listed: Mapping[str, int], seal: str, staging: Path) -> dict[str, Path]:

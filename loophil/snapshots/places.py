@@ -25,7 +25,9 @@ AT_ONCE = 8  # downloads
 
 
 class Place(Protocol):
-    """Files by name ("first/sets/1.json"). Every method may raise a LoopHILError."""
+    """Files by name ("first/sets/1.json"). Every method may raise a LoopHILError. `lasts`: seconds that a listing may be relied on."""
+
+    lasts: float
 
     def listed(self, under: str = "") -> dict[str, int]:
         """{name: bytes} of all files, or of those in this folder; nothing where the place is not there yet."""
@@ -52,6 +54,8 @@ def place_of(address: str) -> Place:
 
 class Folder:
     """A folder that is there. A file is written in one go under its final name, since a mounted bucket knows neither renaming nor changing."""
+
+    lasts = 0.0
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -87,6 +91,8 @@ class Folder:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
+        if not self._root.is_dir():  # not made again, as in place_of
+            raise LoopHILError(f"The folder {self._root} is not there any more: mount it or make it again.")
         try:
             yield
         except OSError as error:
@@ -95,6 +101,8 @@ class Folder:
 
 class OnHub:
     """What a bucket and a dataset have in common. Either is made at the first sending, for its owner alone to see."""
+
+    lasts = 60.0  # a long list takes seconds, which the last snapshot has not
 
     def __init__(self, address: str, name: str, path: str) -> None:
         self._address, self._name, self._path = address, name, path

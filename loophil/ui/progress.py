@@ -23,12 +23,11 @@ class Progress(Handlers):
     @answering
     def look(self, request: gr.Request, event: gr.EventData) -> Answer:
         """Everything that the tab shows."""
+        current = self.session.status().policy_version  # first: what comes meanwhile is asked for again
         prompts, strip = self.session.strip()
         images, names = self.session.images, self.session.version_names()
-        rows = [
-            {"version": version, "name": names.get(version, ""), "pictures": {str(i): answers.picture_url(images, file) for i, file in drawn.items()}}
-            for version, drawn in strip.items()
-        ]
+        urls = {version: {str(i): file and answers.picture_url(images, file) for i, file in drawn.items()} for version, drawn in strip.items()}
+        rows = [{"version": version, "name": names.get(version, ""), "pictures": pictures} for version, pictures in urls.items()]
         rater = self.rater(request, sent_with(event))
         updates, agreement = self.session.updates(), self.session.agreement(rater)
         taste, rounds = self.session.understanding(rater)
@@ -42,7 +41,7 @@ class Progress(Handlers):
             "between": self.session.raters_agreement(),
             "curves": curves(self.session.curves()),
             "log": [answers.update_line(update) for update in updates[-LINES:]],
-            "current": self.session.status().policy_version,
+            "current": current,
             "now": time.time(),
         }
 

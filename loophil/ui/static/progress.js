@@ -1,8 +1,7 @@
-// Whether it learns: in words, in pictures by every version, in curves, and what each update did. Asks anew while the tab is open and something
-// has changed; what did not change is not drawn again.
+// Whether it learns: in words, in pictures by the newest versions, in curves, and what each update did. Asks anew while the tab is open and something
+// has changed or a picture is due; what did not change is not drawn again.
 let status = null;
 let shown = null;    // the newest answer
-let pictures = 0;    // in the table
 let asked = 0;
 const AGAIN = 3000;  // ms between two looks, however many versions come
 const painted = {};
@@ -36,7 +35,8 @@ function known(src, alt) {
   return shownPictures.get(src);
 }
 
-function paintGrid({ prompts, rows }) {
+function paintGrid({ prompts, rows: all }) {
+  const rows = all.filter((row) => Object.values(row.pictures).some(Boolean));
   if (!changed('grid', [prompts, rows])) return;
   find('.lh-grid thead tr').replaceChildren(make('th', '', ''), ...prompts.map((prompt) => make('th', '', prompt)));
   find('.lh-grid tbody').replaceChildren(...[...rows].reverse().map((row) => {
@@ -52,7 +52,6 @@ function paintGrid({ prompts, rows }) {
     }));
     return line;
   }));
-  pictures = rows.reduce((n, row) => n + Object.keys(row.pictures).length, 0);
   show('.lh-scroll', rows.length > 0);
   show('.grid-empty', rows.length === 0);
 }
@@ -134,10 +133,10 @@ function onStatus(event) {
   status = event.detail;
   if (!visible()) return;
   const current = status.policy_version;
-  const missing = !shown || pictures < shown.rows.length * shown.prompts.length || !shown.rows.some((row) => row.version === current);
+  const due = !shown || shown.rows.some((row) => Object.values(row.pictures).includes(''));
   const news = shown?.current !== current || (status.better?.n || 0) !== (shown?.verdicts[0]?.n || 0);
   const now = performance.now();
-  if ((news || missing) && now - asked > AGAIN) { asked = now; look(); }
+  if ((news || due) && now - asked > AGAIN) { asked = now; look(); }
 }
 
 // Gradio makes a tab when it is opened first, so the button there may come later.
