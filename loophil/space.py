@@ -37,7 +37,7 @@ def has_accounts() -> bool:
 
 
 def nobody_teaches(settings: Settings) -> bool:
-    """Whether this is a Space where there is no way to sign in: names without a password in `auth` are accounts, and need the Hub's. False elsewhere."""
+    """Whether this is a Space where there is no way to sign in: names without a password in `auth` need the Hub's. False elsewhere."""
     return on_space() and not has_accounts() and not settings.public and ":" not in settings.auth
 
 
