@@ -7,12 +7,18 @@ from loophil.config import Settings
 
 EPHEMERAL = (
     "This Space's disk is ephemeral: when the Space restarts, this run is gone. Take the LoRA (Export) and the ratings (History) with you, or have "
-    "snapshots kept: --snapshots, see the README."
+    "snapshots kept: LOOPHIL_SNAPSHOTS, see the README."
 )
 ZERO_GPU = (
     "ZeroGPU lends its GPU for single calls, each in a process of its own, so a learner that stays cannot use it: everything runs on the CPU here, "
     "which is enough for the embedded model. For that choose CPU basic, for other models a dedicated GPU, in the Space's settings."
 )
+
+NO_SIGN_IN = (
+    "Nobody can sign in here, so nobody can teach: put `hf_oauth: true` into the README's front matter, or set LOOPHIL_AUTH to name:password, or "
+    "LOOPHIL_PUBLIC to true, which lets everybody teach."
+)
+OAUTH = {"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"}  # set where the front matter says hf_oauth
 
 
 def on_space() -> bool:
@@ -25,6 +31,16 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
+def has_accounts() -> bool:
+    """Whether the Hub lets people sign in here with their account."""
+    return set(os.environ) >= OAUTH
+
+
+def nobody_teaches(settings: Settings) -> bool:
+    """Whether this is a Space where there is no way to sign in: names without a password in `auth` need the Hub's. False elsewhere."""
+    return on_space() and not has_accounts() and not settings.public and ":" not in settings.auth
+
+
 def is_ephemeral(folder: Path) -> bool:
     """Whether a restart of the Space takes this folder away: it lies on the container's own disk and not on a volume. False elsewhere."""
     folder = folder.resolve()
@@ -34,4 +50,5 @@ def is_ephemeral(folder: Path) -> bool:
 def notes(settings: Settings) -> tuple[str, ...]:
     """What people have to know of this Space, a sentence each."""
     forgets = is_ephemeral(settings.runs) and not settings.snapshots
-    return (*([ZERO_GPU] if on_zero_gpu() else []), *([EPHEMERAL] if forgets else []))
+    said = {ZERO_GPU: on_zero_gpu(), NO_SIGN_IN: nobody_teaches(settings), EPHEMERAL: forgets}
+    return tuple(sentence for sentence, holds in said.items() if holds)

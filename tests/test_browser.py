@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from loophil.config import Settings
-from loophil.types import GO_ON, RETRY
+from loophil.types import GO_ON, RETRY, Pair
 from tests.browsing import FIRST_PIXEL, PATIENCE, group_shown, open_board, press, prompt_shown, skip, wait_for_acts
 from tests.fake_session import FakeSession
 from tests.serving import serving
@@ -509,18 +509,31 @@ def test_ratings_made_offline_arrive_after_a_reload(desk: tuple[FakeSession, Pag
 def test_ten_seconds_offline_lose_nothing_and_the_board_goes_on(desk: tuple[FakeSession, Page], context: BrowserContext) -> None:
     session, page = desk
     context.set_offline(True)
-    for key in ("g", "t", "b"):
+    for key in ("g", "t", "b", "s", "s", "s"):
         shown = prompt_shown(page)
         press(page, key)
         page.wait_for_function("shown => document.querySelector('.lh-board .lh-prompt').textContent !== shown", arg=shown)
     page.wait_for_timeout(10_000)
     assert session.acts == []
+    expect(page.locator(".lh-board .notice")).to_have_text("Reconnecting. 6 ratings kept in this browser.")
+    expect(page.locator(".lh-hint")).to_have_text("No answer from the server. The next pictures come once there is one.")
+    expect(page.locator(".ahead")).to_have_text(re.compile(r"6 to send · waiting for ([89]|1\d) s"))
     context.set_offline(False)
-    wait_for_acts(session, page, 3)
+    wait_for_acts(session, page, 6)
     page.wait_for_selector(".lh-board[data-state=rating]")
     press(page, "s")
-    wait_for_acts(session, page, 4)
-    assert [act.kind for act in session.acts] == ["good", "tie", "bad", "skip"]
+    wait_for_acts(session, page, 7)
+    assert [act.kind for act in session.acts] == ["good", "tie", "bad", *["skip"] * 4]
+
+
+def test_what_is_said_of_a_server_that_is_gone_is_taken_back_with_its_first_answer(desk: tuple[FakeSession, Page]) -> None:
+    session, page = desk
+    page.route("**/gradio_api/run/**", lambda _: None)  # no answer; a refusal would make Gradio reload the page
+    press(page, "g")
+    expect(page.locator(".lh-board .notice")).to_have_text("Reconnecting. 1 rating kept in this browser.")
+    page.unroute("**/gradio_api/run/**")
+    wait_for_acts(session, page, 1)
+    expect(page.locator(".lh-board .notice")).to_be_hidden(timeout=4000)
 
 
 @pytest.mark.parametrize("history", ["{", "7", '[null, 1, {"id": "x"}]'])
@@ -635,6 +648,9 @@ def test_prompts_are_shown_as_they_are(desk: tuple[FakeSession, Page]) -> None:
 def test_a_typed_prompt_comes_next_and_one_that_cannot_be_gets_a_sentence(desk: tuple[FakeSession, Page]) -> None:
     session, page = desk
     assert page.locator("#loophil-prompts option").evaluate_all("options => options.map(option => option.value)") == list(session.prompts)
+    page.fill(".lh-ask .wish", "  ")
+    press(page, "Enter")
+    expect(page.locator(".lh-board .notice")).to_have_text("Draw needs a prompt: type what is to be drawn.")
     page.fill(".lh-ask .wish", "a purple moon")
     press(page, "Enter")
     expect(page.locator(".lh-board .notice")).to_have_text('"a purple moon" is drawn next.')
@@ -690,6 +706,10 @@ def test_the_bar_shows_versions_with_their_age_and_faults_in_words(desk: tuple[F
     expect(page.locator(".lh-bar .gpu")).to_have_text("7.1 of 24 GBGPU")
     session.note = "4 denoising steps leave no noise: only the forward process learns."
     expect(page.locator(".lh-bar .note")).to_have_text(session.note)
+    session.pairs = {f"p{i}": Pair("a", i, 1, 0, "ann", "tuned" if i < 13 else "base", True) for i in range(20)}
+    expect(page.locator(".lh-bar .share")).to_have_text("65% wins")
+    press(page, "g")
+    expect(page.locator(".lh-bar .share")).to_have_text("v1: 65% wins")
     session.last_error = "Out of memory while updating; rolled back to v1."
     expect(page.locator(".lh-bar .error")).to_have_text(session.last_error)
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
@@ -915,6 +935,32 @@ def test_a_phone_in_the_dark_needs_no_sideways_scroll(phone: tuple[FakeSession, 
     page.locator(".pick").nth(0).tap()
     wait_for_acts(session, page, 1)
     assert (session.acts[0].best, session.acts[0].worst) == (session.acts[0].order[1], session.acts[0].order[0])
+    page.locator(".lh-side-panel .toggle-button").tap()
+    page.locator(".form summary").tap()
+    targets = page.locator(".lh-settings").locator("input:not([type=radio]), select, summary, button, .lh-three span").locator("visible=true")
+    assert min(targets.evaluate_all("nodes => nodes.map(node => node.getBoundingClientRect().height)")) >= 44
+
+
+def test_a_narrow_phone_takes_the_blind_test_and_reads_its_count(phone: tuple[FakeSession, Page]) -> None:
+    """With less than about 370 px Compare has no tab of its own: it is behind Gradio's three dots."""
+    session, page = phone
+    page.get_by_role("button", name="Tie").tap()
+    wait_for_acts(session, page, 1)
+    room = """() => {
+        const box = (selector) => document.querySelector(`.lh-bar ${selector}`).getBoundingClientRect();
+        [['version', 'v123'], ['version-age', 'updated 35 min ago'], ['ratings', '1280']].forEach(([name, text]) => {
+            document.querySelector(`.lh-bar .${name}`).textContent = text;
+        });
+        return box('.pause').left - box('.lh-facts li:nth-child(2)').right;
+    }"""
+    for width in (390, 360, 340, 320):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate(room) >= 8, width
+    page.set_viewport_size({"width": 340, "height": 700})
+    page.get_by_role("tab", name="Progress").tap()
+    expect(page.get_by_role("tab", name="Compare")).to_have_count(0)
+    page.get_by_role("button", name="Take the blind test").tap()
+    expect(page.locator(".lh-trial .which")).to_contain_text("Pair 1 of 20")
 
 
 def test_a_phone_shows_two_by_two_and_keeps_the_buttons_in_reach(phone: tuple[FakeSession, Page]) -> None:
@@ -999,7 +1045,7 @@ def test_the_first_group_is_there_soon_after_the_page(served: tuple[FakeSession,
 # --- strangers -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stranger_tries_the_demo_and_signs_in_to_teach(tmp_path: Path, browser: Browser) -> None:
+def test_a_stranger_tries_the_demo_and_signs_in_to_teach(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession(tmp_path, stock=2)
     with serving(session, Settings.read(None, runs=Path("unused"), host="0.0.0.0", auth="ann:open-sesame")) as url:
         stranger = browser.new_context()
@@ -1009,10 +1055,14 @@ def test_a_stranger_tries_the_demo_and_signs_in_to_teach(tmp_path: Path, browser
         press(page, "g")
         page.wait_for_timeout(300)
         press(page, "b")
-        expect(page.locator(".lh-hint")).to_have_text(re.compile("That was the demo. Sign in to teach"))
+        expect(page.locator(".lh-hint")).to_have_text("That was the demo; nothing of it was stored. Sign in to teach this model.")
+        assert page.locator(".lh-card .frame").first.evaluate("frame => getComputedStyle(frame).animationName") == "none"
         assert session.acts == []
         expect(page.locator(".lh-bar .sign-in")).to_be_visible()
         expect(page.locator(".lh-bar .pause")).to_be_disabled()
+        with monkeypatch.context() as hub:
+            hub.setattr("loophil.ui.access._hugging_face_account", lambda request: "eve")
+            expect(page.locator(".lh-hint")).to_contain_text("You are signed in as eve, who is not on this run's list: its owner can add the name.")
         stranger.close()
         rater = browser.new_context(http_credentials={"username": "ann", "password": "open-sesame"})
         rater.set_default_timeout(PATIENCE)

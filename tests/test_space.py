@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +13,15 @@ from loophil.config import Settings
 
 @pytest.fixture
 def on_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPACE_ID", "ann/loop")
+    for name in ("SPACE_ID", *space.OAUTH):
+        monkeypatch.setenv(name, "ann/loop")
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == Path("/"))
 
 
 def test_a_space_whose_disk_forgets_says_so_and_what_helps(on_space: None, runs: Path) -> None:
     (said,) = space.notes(Settings(runs=runs))
     assert said == space.EPHEMERAL
-    assert [word for word in ("ephemeral", "Export", "History", "--snapshots") if word not in said] == []
+    assert [word for word in ("ephemeral", "Export", "History", "LOOPHIL_SNAPSHOTS") if word not in said] == []
     assert app.welcome(Settings(runs=runs), "first", 7860).endswith(said)
 
 
@@ -42,3 +44,16 @@ def test_a_gpu_that_is_only_lent_is_left_alone_and_that_is_said(on_space: None, 
     assert [word for word in ("ZeroGPU", "CPU basic", "dedicated GPU") if word not in said] == []
     monkeypatch.setenv("SPACES_ZERO_GPU", "false")
     assert not space.on_zero_gpu()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, True), ({"auth": "eve"}, True), ({"auth": "eve:open-barley"}, False), ({"public": True}, False)],
+)
+def test_a_space_where_nobody_can_sign_in_says_so(on_space: None, given: dict[str, Any], said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(snapshots="hf://buckets/ann/kept", **given)
+    assert space.notes(settings) == ()
+    monkeypatch.delenv("OAUTH_CLIENT_ID")
+    assert space.notes(settings) == ((space.NO_SIGN_IN,) if said else ())
+    monkeypatch.delenv("SPACE_ID")
+    assert space.notes(settings) == ()

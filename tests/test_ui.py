@@ -180,7 +180,7 @@ def test_on_a_space_its_author_and_listed_accounts_may(monkeypatch: pytest.Monke
     access = Access.of(Settings.read(None, auth="bob"))
     assert access.teacher(request(account=account("ann"))) == "ann"
     assert access.teacher(request(account=account("bob"))) == "bob"
-    with pytest.raises(InvalidInput, match="'eve' is not on this run's list"):
+    with pytest.raises(InvalidInput, match="'eve' is not on this run's list of raters; its owner can add the name to LOOPHIL_AUTH"):
         access.teacher(request(account=account("eve")))
     with pytest.raises(InvalidInput, match="sign in"):
         access.teacher(request(account=account("ann", expires_in=-1)))
@@ -789,6 +789,9 @@ def test_a_guest_rates_for_show(tmp_path: Path) -> None:
     assert (said["ack"], said["guest"], bar["may_teach"]) == (["u1"], True, False)
     assert "facts" not in said
     assert session.acts == []
+    assert said["signed_in"] is None
+    said, _ = handlers.sync(request(account=account("eve")), SimpleNamespace(_data={"rater": "browser-1"}))
+    assert said["signed_in"] == "eve"
 
 
 # --- what the browser gets -----------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ class Access:
         if name is None:
             raise InvalidInput("You may look and try a demo group; sign in to teach the model or to change the run.")
         if name not in self.members and name not in self.passwords:
-            raise InvalidInput(f"{parse.shown(name)} is not on this run's list of raters; its owner can add the name with --auth.")
+            # only accounts are on no list, so this is a Space, which has variables and no flags
+            raise InvalidInput(f"{parse.shown(name)} is not on this run's list of raters; its owner can add the name to LOOPHIL_AUTH.")
         if claimed not in ("", name):
             raise InvalidInput(f"You are signed in as {name}: send that as the rater, or nothing.")
         return name

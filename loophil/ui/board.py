@@ -98,7 +98,8 @@ class Board(Handlers):
             said |= {"notice": sentence(error)}
         if sent.get("hello"):
             said["prompts"] = list(self.session.prompts[:PROMPTS_OFFERED])
-        return {**said, "guest": guest, "run": self.session.status().run, "k": self.session.k}, self.bar(request)
+        known = {"guest": guest, "signed_in": self.access.signed_in(request) if guest else None}
+        return {**said, **known, "run": self.session.status().run, "k": self.session.k}, self.bar(request)
 
     def _file(self, entries: list[Any], rater: str) -> Answer:
         """An act that can never be filed is acknowledged with the reason; one that could not be filed now comes again."""

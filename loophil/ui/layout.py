@@ -5,7 +5,6 @@ as JavaScript and inserts values as HTML. Light events go past the queue (`queue
 No event may have a name of Gradio's own (`change`, `click`, ...): it would be fired by every new value, without end.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_space
 
+from loophil.space import has_accounts
 from loophil.ui.access import Access
 from loophil.ui.board import Board
 from loophil.ui.compare import Compare
@@ -90,8 +90,7 @@ def page(runs: "Runs", access: Access) -> gr.Blocks:
 
 def hub_sign_in() -> bool:
     """Whether this is a Space that lets people sign in with their Hugging Face account (`hf_oauth: true`, and the packages of gradio[oauth])."""
-    granted = {"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"} <= set(os.environ)
-    return get_space() is not None and granted and all(find_spec(package) for package in ("authlib", "itsdangerous"))
+    return get_space() is not None and has_accounts() and all(find_spec(package) for package in ("authlib", "itsdangerous"))
 
 
 def component(name: str, *parts: str, **slots: str) -> gr.HTML:

@@ -29,7 +29,8 @@ function paint() {
   find('.fresh').title = 'How much of what the last update learned from was drawn by a version young enough for LOOP';
   show('.better', status.better !== null);
   if (status.better) {
-    say('.share', `${percent(status.better.share)}% wins`);
+    const older = status.better.version === status.policy_version ? '' : `v${status.better.version}: `;  // else it reads as the one in use's
+    say('.share', `${older}${percent(status.better.share)}% wins`);
     say('.against', `against base, blind (${percent(status.better.low)} to ${percent(status.better.high)})`);
     find('.better').title = verdictWords(status.better);
   }

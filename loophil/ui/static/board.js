@@ -4,6 +4,7 @@ const FLASH = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 120; 
 const TOUCH = matchMedia('(hover: none)').matches;
 const RESEND = 3000;
 const SEEN_TAB = 12000;  // ms after which a tab that was silent is taken for closed
+const SILENCE = 5000;  // ms without an answer after which the server counts as gone
 const PATIENCE = 6000;  // ms of loading before there is an example
 const MODE_KEPT = 'loophil.stars';
 const EXAMPLE = [['#f4b942', '#1c3d5a'], ['#e4572e', '#f3e9dc'], ['#3f8f6b', '#f3e9dc'], ['#8f5fbf', '#2b2b33']].map(([shape, ground], i) => {
@@ -34,11 +35,13 @@ let revision = -1;
 let rater = null;
 let tab = null;         // groups are leased to it; a reload keeps it
 let guest = false;
+let stranger = null;    // the name under which a guest has signed in
 let leaving = 0;        // timer of the flash
 let status = null;
 let lastSent = 0;
-let lastAnswer = 0;
+let unanswered = 0;     // when something was sent first since the last answer, 0 = there was one
 let said = 0;
+let reconnecting = false;  // whether the notice says so
 const others = new Map();  // this browser's other tabs on the run -> when they were heard of
 let channel = null;
 
@@ -83,6 +86,7 @@ function remember(group) {
 
 function send(more) {
   lastSent = performance.now();
+  unanswered ||= lastSent;
   trigger('sync', { rater, who: personName(), tab, batch: outbox.slice(0, 50), ...more });
 }
 
@@ -91,11 +95,12 @@ function send(more) {
 function absorb(value) {
   if (value.asked !== undefined || value.error) { answerWish(value); return; }
   if (value.guest === undefined) return;
-  lastAnswer = performance.now();
-  guest = value.guest;
+  unanswered = 0;
+  [guest, stranger] = [value.guest, value.signed_in];
   enterRun(value.run, value.k);
   for (const uid of value.ack || []) storage((s) => s.removeItem(keyOfRun(`act.${uid}`)));
   outbox = outbox.filter((act) => !(value.ack || []).includes(act.uid));
+  if (reconnecting) notice('');
   const words = [value.notice, ...(value.refused || [])].filter(Boolean).join(' ');
   if (words) notice(words);
   if (value.prompts) offer(value.prompts);
@@ -363,6 +368,7 @@ function tell() {
   say('.enter', starMode || given.length ? 'Done' : 'Best only');
   find('[data-act=enter]').classList.toggle('strong', !leaving && (best !== null || given.length > 0));
   find('[data-act=stars]').setAttribute('aria-pressed', String(starMode));
+  find('.lh-board').toggleAttribute('data-over', demoOver());
   find('.lh-board').dataset.mode = starMode ? 'stars' : 'best';
   cards.forEach((card, shown) => {
     const its = starMode && current !== null && shown === turn;
@@ -386,10 +392,18 @@ function hint() {
   return byKeys ? `Which is the best? Press 1 to ${order.length}, or click. Or give stars.` : `Which is the best? ${Tap} it. Or give stars.`;
 }
 
+const cutOff = () => run !== null && unanswered > 0 && performance.now() - unanswered > SILENCE;
+
+const demoOver = () => guest && !current && seen.size > 0;
+
 const loading = () => Boolean(status) && /^loading/.test(status.worker || '');
 
 function waiting() {
-  if (guest && seen.size) return 'That was the demo. Sign in to teach this model; nothing of the demo was stored.';
+  if (demoOver()) {
+    const member = stranger ? `You are signed in as ${stranger}, who is not on this run's list: its owner can add the name.` : 'Sign in to teach this model.';
+    return `That was the demo; nothing of it was stored. ${member}`;
+  }
+  if (cutOff()) return 'No answer from the server. The next pictures come once there is one.';
   const worker = String(status?.worker || '');
   if (status?.last_error && !status.ready) return `No pictures are ready. ${status.last_error}`;
   if (!status || /start|load/i.test(worker)) return `The model is loading${worker.split(',').slice(1).map((part) => ` (part${part})`).join('')}. The first pictures appear here in a moment.`;
@@ -401,6 +415,7 @@ function notice(words) {
   say('.notice', words);
   show('.notice', words !== '');
   said = performance.now();
+  reconnecting = false;
 }
 
 function answerWish(value) {
@@ -431,7 +446,10 @@ find('.unfocused button').addEventListener('click', () => { window.focus(); look
 find('.lh-ask').addEventListener('submit', (event) => {
   event.preventDefault();
   const prompt = find('.wish').value.trim();
-  if (prompt) { notice(''); trigger('ask', { prompt }); find('.wish').blur(); }
+  if (!prompt) { notice('Draw needs a prompt: type what is to be drawn.'); return; }
+  notice('');
+  trigger('ask', { prompt });
+  find('.wish').blur();
 });
 
 function look() {
@@ -471,7 +489,8 @@ function tick() {
   if (visible() && !guest) channel?.postMessage(tab);
   show('.twice', !guest && [...others.values()].some((heard) => now - heard < SEEN_TAB));
   if (said && now - said > 12000) { notice(''); said = 0; }
-  if (!guest && outbox.length && now - lastAnswer > 5000 && lastSent) notice(`Reconnecting. ${count(outbox.length, 'rating')} kept in this browser.`);
+  if (!guest && outbox.length && cutOff()) { notice(`Reconnecting. ${count(outbox.length, 'rating')} kept in this browser.`); reconnecting = true; }
+  if (!current) tell();
   const since = now - lastSent;
   if (outbox.length && since > RESEND) send();
   else if (visible() && !document.hidden && (since > 15000 || (since > 1200 && !current) || (since > RESEND && queue.length < 2))) send();

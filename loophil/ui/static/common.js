@@ -31,7 +31,9 @@ function browserName() {
   return name;
 }
 
-const openTab = (name) => [...document.querySelectorAll('.lh-tabs [role=tab]')].find((tab) => tab.textContent.trim() === name)?.click();
+// Where a phone has no room for a tab, Gradio makes it a plain button behind three dots; a click reaches it there, open or not.
+const TABS = '.lh-tabs [role=tab], .lh-tabs .overflow-dropdown button';
+const openTab = (name) => [...document.querySelectorAll(TABS)].find((tab) => tab.textContent.trim() === name)?.click();
 
 function age(seconds) {
   const s = Math.max(0, Math.round(seconds));
