@@ -159,7 +159,7 @@ class Memory(Section):
     offload: Literal["auto", "none", "model", "group"] = Field(
         "auto",
         description="What waits in the computer's memory and not in the GPU's: model = text encoders and VAE, group = the denoiser's layers too "
-        "(slow); auto = on CUDA, group where the denoiser takes more than 60% of the GPU, else model.",
+        "(slow); auto = on CUDA, group where the denoiser takes more than 60% of the GPU or leaves less than 4 GB, else model.",
     )
     prompt_cache_mb: int = Field(256, ge=0, description="Megabytes of prompt embeddings kept in the user's cache folder; 0 = none.")
     adam_8bit: bool = Field(False, description="Optimizer states of 8 bits instead of 32 (needs bitsandbytes and CUDA).")
