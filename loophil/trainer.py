@@ -121,6 +121,9 @@ class Trainer:
         Where memory runs out it begins again, with less at a time and the same noise, until nothing less is left.
         """
         rng = self.rng.get_state()
+        if examples and not self._warm:
+            self._warm = True
+            yield 0, 1, "compiling the model: the first update is slow"
         if examples:
             told = examples[0].embeddings, examples[0].lesson.group.settings.guidance_scale
             self.room.measure(partial(self.policy.rehearse, *told), self.policy.spare)
@@ -138,9 +141,6 @@ class Trainer:
         telling = [e for e in examples if bool((e.advantages != 0).any())]
         young = [e for e in telling if e.lesson.age <= self.learn.max_staleness and e.trajectory.log_probs.shape[1]]
         meter = Meter(self._length(young, telling), self.room.words)
-        if telling and not self._warm:
-            yield meter.reached("compiling the model: the first update is slow")
-            self._warm = True
         weights = self.policy.weights(LEARNER)
         states = {key: value.clone() for key, value in state_of(self.optimizers).items()}  # not on the device, which may be small
         try:
