@@ -321,3 +321,49 @@ def test_what_a_failed_job_held_is_let_go_and_where_it_failed_stays_known() -> N
     assert [ref() for ref in alive] == [None]
     assert error is not None
     assert [frame.name for frame in traceback.extract_tb(error.__traceback__)][-1] == "job"
+
+
+def test_what_a_failed_job_held_is_let_go_and_where_it_failed_stays_known() -> None:
+    class Held:
+        """A model, or its activations."""
+
+    alive: list[weakref.ref[Held]] = []
+
+    def job() -> None:
+        held = Held()
+        alive.append(weakref.ref(held))
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise ValueError("out of memory") from cause
+
+    worker = Worker(FakePlan(), threaded=False)
+    future = worker.submit("drawing", job)
+    worker.run_one()
+    error = future.exception()
+    assert [ref() for ref in alive] == [None]
+    assert error is not None
+    assert [frame.name for frame in traceback.extract_tb(error.__traceback__)][-1] == "job"
+
+
+def test_what_a_failed_job_held_is_let_go_and_where_it_failed_stays_known() -> None:
+    class Held:
+        """A model, or its activations."""
+
+    alive: list[weakref.ref[Held]] = []
+
+    def job() -> None:
+        held = Held()
+        alive.append(weakref.ref(held))
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise ValueError("out of memory") from cause
+
+    worker = Worker(FakePlan(), threaded=False)
+    future = worker.submit("drawing", job)
+    worker.run_one()
+    error = future.exception()
+    assert [ref() for ref in alive] == [None]
+    assert error is not None
+    assert [frame.name for frame in traceback.extract_tb(error.__traceback__)][-1] == "job"
