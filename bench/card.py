@@ -2,8 +2,8 @@
 
 Its tensors are those of torch's `meta` device, which must not be mixed with others, as on a GPU. A storage counts from its making until nobody holds
 it, in steps of 512 bytes, as CUDA's allocator counts; more than the card has raises what CUDA raises. What is read back from it is ones. Attention is
-that of PyTorch's fused kernels, which never hold a whole matrix of scores. Not counted: what an allocator loses between its blocks, workspaces of cuDNN
-and cuBLAS, CUDA itself.
+that of PyTorch's fused kernels, which never hold a whole matrix of scores. Not counted: what an allocator loses between its blocks, workspaces of
+cuDNN and cuBLAS, CUDA itself.
 """
 
 from __future__ import annotations

@@ -146,7 +146,18 @@ def _allocated(work: Callable[[], None]) -> int:
 def test_the_loop_of_each_family_is_counted(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(offload, "LARGE", 1)
     kind.build().save_pretrained(tmp_path)
-    knobs = ["--draw.size", "16", "--draw.num-inference-steps", "2", "--draw.num-images-per-prompt", "2", "--memory.offload", "group"]
+    knobs = [
+        "--draw.size",
+        "16",
+        "--draw.num-inference-steps",
+        "2",
+        "--draw.num-images-per-prompt",
+        "2",
+        "--memory.offload",
+        "group",
+        "--learn.forward-passes",
+        "1",
+    ]
     assert model.run([str(tmp_path), "--card", "2", *knobs]) == 0
     said = capsys.readouterr().out
     assert re.search(r"on a card that is only counted, (float|bfloat)16, k = 2, 2 steps", said)
