@@ -32,8 +32,8 @@ LIVE = frozenset(
     | {f"learn.forward_{knob}" for knob in ("objective", "learning_rate", "passes", "batch", "fraction")}
     | {f"learn.{knob}" for knob in ("beta", "sft", "human_weight", "taste_weight", "taste_pooling")}
 )
-# Knobs that a model has its own value of, where nobody says otherwise (`Family.drawing`), and the embedded one's.
-OWN: dict[str, float] = {"draw.num_inference_steps": 12, "draw.guidance_scale": 3.0, "draw.eta": 1.0}
+# Knobs that a model has its own value of, where nobody says otherwise (`Family.drawing`); the defaults are the embedded one's.
+OWN = ("draw.num_inference_steps", "draw.guidance_scale", "draw.eta")
 # How bold the learner is, in three words: how far a rating moves it, and how fast.
 BOLDNESS: dict[str, dict[str, float]] = {
     "careful": {"learn.beta": 2.0, "learn.learning_rate": 1.5e-4, "learn.forward_learning_rate": 1.5e-4},
@@ -267,9 +267,8 @@ class Settings(BaseSettings):
 
     def value(self, name: str) -> Any:
         """What a knob is set to: "seed", "learn.beta". KeyError for one that does not exist."""
-        section, _, knob = name.rpartition(".")
-        owner = getattr(self, section) if section in type(self).model_fields else self
-        if knob not in type(owner).model_fields or (section and owner is self):
+        owner, knob = self._owner(name)
+        if owner is None or knob not in type(owner).model_fields:
             raise KeyError(name)
         return getattr(owner, knob)
 
@@ -288,13 +287,20 @@ class Settings(BaseSettings):
     def of_run(self, name: str, kept: Mapping[str, Any]) -> "Settings":
         """For another run, with the knobs of its last opening; where it lies and who may come stays, --lora goes. What no longer fits is left out."""
         fixed = ("run", "runs", "snapshots", "device", "host", "port", "public", "auth", "lora.file")
-        left = {*fixed, *(knob for knob in OWN if by_name(kept).get(knob) == OWN[knob])}
-        return self.changed({"run": name, "lora.file": ""})._taking({knob: value for knob, value in by_name(kept).items() if knob not in left})
+        usual = by_name({"draw": Draw().model_dump()})
+        known = {knob: value for knob, value in by_name(kept).items() if knob not in fixed and not (knob in OWN and value == usual[knob])}
+        return self.changed({"run": name, "lora.file": ""})._taking(known)
 
     def said(self, name: str) -> bool:
         """Whether somebody has said what this knob is to be: by a flag, a variable or on the page."""
+        owner, knob = self._owner(name)
+        return owner is not None and knob in owner.model_fields_set
+
+    def _owner(self, name: str) -> tuple[BaseModel | None, str]:
+        """What has a knob of this name, None where there is no such section, and the knob's name there."""
         section, _, knob = name.rpartition(".")
-        return knob in (getattr(self, section) if section else self).model_fields_set
+        owner = getattr(self, section, None) if section else self
+        return (owner if isinstance(owner, BaseModel) else None), knob
 
     def resumed(self, kept: Mapping[str, Any]) -> "Settings":
         """With these knobs where neither a flag nor a variable says otherwise. What no longer fits is left out."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loophil.config import BOLDNESS, LIVE, Settings, is_public, knobs
+from loophil.config import BOLDNESS, LIVE, OWN, Settings, is_public, knobs
 from loophil.errors import ConfigError
 
 
@@ -113,9 +113,17 @@ def test_knobs_are_changed_together_or_not_at_all() -> None:
 
 
 def test_what_was_set_on_the_page_comes_back_unless_a_flag_says_otherwise() -> None:
-    kept = {"learn.beta": 0.75, "draw.guidance_scale": 5.0, "learn.gone": 3, "seed": "text"}
+    kept = {"learn.beta": 0.75, "draw.guidance_scale": 5.0, "learn.gone": 3, "gone.beta": 1, "seed.beta": 1, "seed": "text"}
     back = Settings.read(["--draw.guidance-scale", "2"]).resumed(kept)
     assert (back.learn.beta, back.draw.guidance_scale, back.seed) == (0.75, 2.0, 0)
+
+
+def test_what_a_model_has_its_own_value_of_is_left_to_it_unless_a_run_was_opened_otherwise() -> None:
+    kept = {"draw": {"num_inference_steps": 12, "guidance_scale": 7.0, "eta": 1.0, "size": 64}}
+    other = Settings().of_run("two", kept)
+    assert [name for name in OWN if other.said(name)] == ["draw.guidance_scale"]
+    assert (other.said("draw.size"), other.draw.guidance_scale) == (True, 7.0)
+    assert Settings.read(["--draw.eta", "1"]).said("draw.eta")
 
 
 def test_normal_boldness_is_the_default_and_every_live_knob_exists() -> None:

@@ -69,9 +69,9 @@ watch('value', () => {
 
 function onStatus(event) {
   if (!element.isConnected) { window.removeEventListener('loophil:status', onStatus); return; }
-  const { run, model, policy_version: version, ratings } = event.detail;
+  const { run, policy_version: version, ratings } = event.detail;
   if (run !== seen) { seen = run; trigger('look'); }
-  if (run === known?.current && find('.so-far')) say('.so-far', facts(model, version, ratings));
+  if (run === known?.current && find('.so-far')) say('.so-far', facts(known.runs.find((each) => each.name === run).model, version, ratings));
 }
 
 find('.list').addEventListener('change', own);
